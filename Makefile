@@ -1,0 +1,71 @@
+# One configuration everywhere: the demo, the tests and CI share one build.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CONFIGURATION := release
+CLOUD := $(CURDIR)/.ycloud
+YCLOUD := .build/$(CONFIGURATION)/ycloud
+SWIFT_FOLDERS := Package.swift Sources Tests Benchmarks
+
+.PHONY: help dependencies kubernetes images peers build build-tests test test-faults check format bench docs demo up down clean
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+dependencies: ## Install the Debian packages that are missing
+	@scripts/install-dependencies.sh
+
+kubernetes: dependencies ## Build kube-apiserver and kube-controller-manager once (7 minutes, then cached)
+	@scripts/build-kubernetes.sh
+
+images: dependencies ## Build the Debian and the tiny image once
+	@images/build-tiny.sh
+	@images/build-debian.sh
+
+peers: dependencies ## Make the Python environment with other people's servers and clients for the tests
+	@scripts/test-venv.sh
+
+build: dependencies ## Build ycloud and bmctl
+	@swift build -c $(CONFIGURATION)
+
+build-tests: dependencies
+	@swift build -c $(CONFIGURATION) --build-tests
+
+test: build-tests kubernetes peers ## Run all tests, with real components (as root)
+	@images/build-tiny.sh
+	@# One after another: servers, guests and control planes in parallel would time each other out on two cores.
+	@swift test -c $(CONFIGURATION) --skip-build --no-parallel --skip KillTests
+
+test-faults: build-tests kubernetes ## Kill every process of a cloud in every phase of a machine's life (about 15 minutes)
+	@images/build-tiny.sh
+	@swift test -c $(CONFIGURATION) --skip-build --no-parallel --filter KillTests
+
+check: dependencies ## Check format, lint, warnings, scripts and the reference
+	@swift format lint --strict --parallel --recursive $(SWIFT_FOLDERS)
+	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
+	@swift build -c $(CONFIGURATION) --build-tests
+	@! [ -d docs/reference ] || python3 scripts/reference.py --check
+
+format: ## Rewrite the sources in the project's format
+	@swift format --in-place --parallel --recursive $(SWIFT_FOLDERS)
+
+bench: build kubernetes images ## Measure, beside peers in the same run
+	@scripts/bench.sh
+
+docs: build ## Write docs/reference from the schemas and the programs' help
+	@python3 scripts/reference.py
+
+demo: build kubernetes images ## Start a cloud and boot a Debian server from a cloned cloud disk
+	@scripts/demo.sh $(CLOUD)
+
+up: build kubernetes ## Start the local cloud in .ycloud
+	@$(YCLOUD) up --dir $(CLOUD)
+
+down: ## Stop and remove the local cloud in .ycloud
+	@if [ -x $(YCLOUD) ]; then $(YCLOUD) down --purge --dir $(CLOUD); \
+	elif [ -d $(CLOUD) ]; then echo "$(YCLOUD) is not there to stop $(CLOUD); run 'make build' first" >&2; exit 1; fi
+
+clean: down ## Remove the cloud and what was built; the caches outside the checkout stay
+	@rm -rf .build

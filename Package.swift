@@ -1,0 +1,157 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Settings shared by every Swift target: Swift 6 language mode, explicit `any`,
+/// explicit imports, and warnings as errors.
+let common: [SwiftSetting] = [
+  .swiftLanguageMode(.v6),
+  .enableUpcomingFeature("ExistentialAny"),
+  .enableUpcomingFeature("MemberImportVisibility"),
+  .enableUpcomingFeature("InternalImportsByDefault"),
+  .treatAllWarnings(as: .error),
+]
+
+/// The data plane touches guest memory; every unsafe expression there is marked.
+let dataPlane: [SwiftSetting] = common + [.strictMemorySafety()]
+
+let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
+let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+let httpClient = Target.Dependency.product(name: "AsyncHTTPClient", package: "async-http-client")
+let httpTypes = Target.Dependency.product(name: "HTTPTypes", package: "swift-http-types")
+let hummingbird = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
+let hummingbirdCore = Target.Dependency.product(name: "HummingbirdCore", package: "hummingbird")
+let hummingbirdTLS = Target.Dependency.product(name: "HummingbirdTLS", package: "hummingbird")
+let nioCore = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
+let nioPosix = Target.Dependency.product(name: "NIOPosix", package: "swift-nio")
+let nioHTTP1 = Target.Dependency.product(name: "NIOHTTP1", package: "swift-nio")
+let nioSSL = Target.Dependency.product(name: "NIOSSL", package: "swift-nio-ssl")
+let subprocess = Target.Dependency.product(name: "Subprocess", package: "swift-subprocess")
+let systemPackage = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
+let yams = Target.Dependency.product(name: "Yams", package: "Yams")
+
+func room(_ name: String, _ dependencies: [Target.Dependency], settings: [SwiftSetting] = common) -> Target {
+  .target(name: name, dependencies: dependencies, swiftSettings: settings)
+}
+
+func tests(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+  .testTarget(
+    name: "\(name)Tests", dependencies: [.byName(name: name), "TestSupport"] + dependencies,
+    swiftSettings: common)
+}
+
+let package = Package(
+  name: "ycloud",
+  products: [
+    .executable(name: "ycloud", targets: ["ycloud"]),
+    .executable(name: "bmctl", targets: ["bmctl"]),
+    .library(name: "Kubernetes", targets: ["Kubernetes"]),
+    .library(name: "Reconciler", targets: ["Reconciler"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+    .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
+    .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
+    .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+    .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0", traits: []),
+    .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2", traits: []),
+  ],
+  targets: [
+    // Seams to the kernel and small foundations.
+    .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring")]),
+    room("JSON", []),
+    room("JSONRPC", ["CLinux", "JSON"]),
+    room("Telemetry", [logging]),
+    room(
+      "WebServer",
+      ["Telemetry", hummingbird, hummingbirdCore, hummingbirdTLS, httpTypes, logging, nioCore, nioPosix, nioSSL]),
+
+    // The simulated hardware; knows nothing of Kubernetes.
+    room("SoftDPU", ["JSON", "CLinux", "JSONRPC", "Telemetry", logging], settings: dataPlane),
+    room(
+      "SoftHost",
+      [
+        "JSON", "CLinux", "JSONRPC", "Telemetry", "WebServer", hummingbird, httpTypes, logging, nioCore, nioPosix,
+        subprocess, systemPackage,
+      ]),
+
+    // What a DPU and a BMC offer, over their own protocols.
+    room("DPU", ["JSON", "CLinux", "JSONRPC", logging]),
+    room("BMC", ["JSON", httpClient, logging, nioCore, nioHTTP1, nioSSL, subprocess, systemPackage]),
+
+    // Kubernetes, without any domain.
+    room(
+      "Kubernetes",
+      [
+        "JSON", "Telemetry", httpClient, logging, nioCore, nioHTTP1, nioPosix, nioSSL, subprocess, systemPackage, yams,
+      ]),
+    room("Reconciler", ["JSON", "Kubernetes", "Telemetry", "WebServer", logging]),
+
+    // Domains.
+    room("IaaS", ["JSON", "Kubernetes"]),
+    room(
+      "Storage",
+      [
+        "JSON", "CLinux", "IaaS", "Kubernetes", "Reconciler", "Telemetry", "WebServer", hummingbird, httpTypes, logging,
+        nioCore, nioPosix, subprocess, systemPackage,
+      ]),
+    room(
+      "BareMetal",
+      [
+        "JSON", "BMC", "CLinux", "DPU", "IaaS", "Kubernetes", "Reconciler", "Telemetry", logging, nioCore, subprocess,
+        systemPackage, yams,
+      ]),
+    room(
+      "LocalCloud", ["JSON", "CLinux", "IaaS", "Kubernetes", "Telemetry", logging, subprocess, systemPackage, yams]),
+
+    // Programs.
+    .executableTarget(
+      name: "ycloud",
+      dependencies: [
+        "BareMetal", "BMC", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "Reconciler", "SoftDPU",
+        "SoftHost", "Storage",
+        "Telemetry", "WebServer", argumentParser, logging,
+      ], swiftSettings: common),
+    .executableTarget(
+      name: "bmctl",
+      dependencies: [
+        "CLinux", "IaaS", "JSON", "Kubernetes", argumentParser, httpClient, logging, nioCore, nioHTTP1, nioSSL,
+        subprocess, systemPackage, yams,
+      ],
+      swiftSettings: common),
+
+    // A guest's side of vhost-user-blk, for tests and for the comparison with other targets.
+    .target(
+      name: "VhostFrontend", dependencies: ["CLinux"], path: "Benchmarks/VhostFrontend", swiftSettings: common),
+    .executableTarget(
+      name: "vhost-bench",
+      dependencies: ["VhostFrontend", "CLinux", "JSON", "JSONRPC", "SoftDPU", argumentParser, logging],
+      path: "Benchmarks/vhost-bench", swiftSettings: common),
+
+    // Tests stand beside the module they test.
+    .target(
+      name: "TestSupport", dependencies: ["CLinux", logging, subprocess, systemPackage], path: "Tests/TestSupport",
+      swiftSettings: common),
+    tests("JSON"),
+    tests("JSONRPC", ["JSON"]),
+    tests("Telemetry"),
+    tests("WebServer", ["Telemetry", hummingbird, logging]),
+    tests("SoftDPU", ["CLinux", "DPU", "JSON", "JSONRPC", "VhostFrontend", logging]),
+    tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
+    tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
+    tests("BMC", ["JSON", "SoftHost", "Telemetry", "WebServer", hummingbird, logging]),
+    tests("Kubernetes", ["JSON", logging, yams]),
+    tests("Reconciler", ["JSON", "Kubernetes", logging]),
+    tests("IaaS", ["JSON", "Kubernetes", yams]),
+    tests("Storage", ["IaaS", "JSON", "Kubernetes", "Telemetry", logging, nioCore]),
+    tests("BareMetal", ["BMC", "DPU", "IaaS", "JSON", "Kubernetes", logging, yams]),
+    .testTarget(
+      name: "Acceptance", dependencies: ["JSON", "TestSupport", subprocess, systemPackage], path: "Tests/Acceptance",
+      swiftSettings: common),
+    tests("bmctl", ["IaaS", "JSON", "Kubernetes", yams]),
+    tests("LocalCloud", ["JSON", "Kubernetes", logging]),
+  ]
+)

@@ -1,0 +1,21 @@
+/// Bounds on what a BMC may cost.
+public struct BMCLimits: Sendable, Hashable {
+  /// Time to a connection.
+  public var connect: Duration = .seconds(5)
+  /// Time for one request, answer included.
+  public var request: Duration = .seconds(30)
+  /// Time for one call of `BMC`, which may take several requests.
+  public var call: Duration = .seconds(60)
+  /// Time for reading an inventory, which takes many requests.
+  public var inventory: Duration = .seconds(300)
+  /// Bytes in one answer.
+  public var answerBytes = 4 << 20
+  /// Calls waiting for one BMC; one runs at a time, because BMCs are small.
+  public var waiting = 16
+  /// For how long refused credentials are not tried again.
+  public var refusedCredentials: Duration = .seconds(1800)
+  /// How many members of a collection (NICs, drives, processors) an inventory reads.
+  public var inventoryMembers = 32
+
+  public init() {}
+}

@@ -1,0 +1,159 @@
+public import BMC
+import IaaS
+public import Kubernetes
+public import Logging
+import Reconciler
+public import Telemetry
+
+/// bm-controller: everything that happens to machines and hosts outside of the DPU.
+public struct BMController: Sendable {
+  public struct Configuration: Sendable {
+    /// `HOST:PORT` for metrics and health; empty for none.
+    public var metricsAddress = ""
+    /// How long an operating system gets to shut down before the power is cut.
+    public var shutdownGrace: Duration = .seconds(30)
+    /// Machines worked on at the same time.
+    public var machineWorkers = 16
+    /// BMCs talked to at the same time; a dead one occupies one of them for the time of a time-out.
+    public var bmcWorkers = 128
+    /// How often the power of a server is read about which nothing is wished.
+    public var powerPoll: Duration = .seconds(30)
+    /// Whether several of these may run, of which one leads.
+    public var leaderElection = true
+    /// Whether SIGTERM and SIGINT end `run()`.
+    public var handlesSignals = true
+
+    public init() {}
+  }
+
+  private let client: KubernetesClient
+  private let configuration: Configuration
+  private let registry: MetricsRegistry
+  private let logger: Logger
+  private let makeBMC: @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
+
+  /// - Parameter makeBMC: Gives the client for a BMC, for example `BMCClientPool.client`.
+  public init(
+    client: KubernetesClient, configuration: Configuration, registry: MetricsRegistry, logger: Logger,
+    makeBMC: @escaping @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
+  ) {
+    self.client = client
+    self.configuration = configuration
+    self.registry = registry
+    self.logger = logger
+    self.makeBMC = makeBMC
+  }
+
+  /// Runs until it is told to stop, or the task is cancelled.
+  public func run() async throws {
+    var settings = Manager.Configuration(metricsAddress: configuration.metricsAddress)
+    settings.handlesSignals = configuration.handlesSignals
+    if configuration.leaderElection {
+      settings.leaderElection = LeaderElection(name: "bm-controller", namespace: Names.systemNamespace)
+    }
+    let manager = Manager(client: client, configuration: settings, registry: registry, logger: logger)
+    let caches = ControllerCaches(client: client, logger: logger, registry: registry)
+    manager.add(caches.machines)
+    manager.add(caches.hosts)
+    manager.add(caches.claims)
+    manager.add(caches.attachments)
+    manager.add(caches.bootData)
+    let recorder = EventRecorder(client: client, component: "bm-controller", logger: logger, registry: registry)
+    manager.add(recorder)
+
+    let machineQueue = WorkQueue(name: "machines", registry: registry)
+    let hostQueue = WorkQueue(name: "hosts", registry: registry)
+    let powerQueue = WorkQueue(name: "power", registry: registry)
+    let client = client
+    let power = PowerService(
+      findHost: { caches.hosts.get(name: $0) },
+      readSecret: { try await client.get(Secret.self, name: $0, namespace: $1) },
+      makeBMC: makeBMC, queue: powerQueue, limits: powerLimits, logger: logger,
+      changed: { host in
+        hostQueue.add(ObjectKey(name: host))
+        for key in caches.machines(on: host) { machineQueue.add(key) }
+      })
+    let cluster = KubernetesCluster(client: client, caches: caches)
+    let executor = StepExecutor(cluster: cluster, logger: logger, setPower: { power.want($0, $1) })
+    let liveness = HandlerLiveness(client: client, logger: logger)
+    manager.add(name: "liveness of handlers", scope: .leader) {
+      try await liveness.run { hostQueue.add(ObjectKey(name: $0)) }
+    }
+    let metrics = MachineMetrics(registry: registry)
+    feed(machines: machineQueue, hosts: hostQueue, power: powerQueue, from: caches, metrics: metrics)
+
+    manager.add(
+      Controller(
+        name: "machines",
+        reconciler: MachineReconciler(
+          caches: caches, cluster: cluster, client: client, executor: executor, power: { power.view($0) },
+          events: recorder, metrics: metrics, shutdownGrace: configuration.shutdownGrace, logger: logger),
+        queue: machineQueue, workers: configuration.machineWorkers, logger: logger, registry: registry))
+    manager.add(
+      Controller(
+        name: "hosts",
+        reconciler: HostReconciler(
+          caches: caches, cluster: cluster, executor: executor, power: power, liveness: liveness, events: recorder,
+          logger: logger),
+        queue: hostQueue, workers: 8, logger: logger, registry: registry))
+    manager.add(
+      Controller(
+        name: "power", reconciler: power, queue: powerQueue, workers: configuration.bmcWorkers,
+        timeLimit: .seconds(150), logger: logger, registry: registry))
+    try await manager.run()
+  }
+
+  private var powerLimits: PowerService.Limits {
+    var limits = PowerService.Limits()
+    limits.poll = configuration.powerPoll
+    limits.freshness = max(limits.freshness, configuration.powerPoll * 2)
+    return limits
+  }
+
+  /// Who has to look when what changes.
+  private func feed(
+    machines: WorkQueue, hosts: WorkQueue, power: WorkQueue, from caches: ControllerCaches, metrics: MachineMetrics
+  ) {
+    caches.machines.feed(machines)
+    caches.machines.onChange { change in
+      switch change {
+      case .added(let machine), .updated(_, let machine): metrics.seen(machine)
+      case .deleted(let machine):
+        metrics.forget(machine.key)
+        // A machine that went by force may have left its claim behind.
+        if let host = machine.status?.host { hosts.add(ObjectKey(name: host)) }
+      }
+    }
+    caches.claims.feed(machines) { claim in
+      caches.machines.byIndex(ControllerCaches.Index.claim, claim.key.description).map(\.key)
+    }
+    caches.attachments.feed(machines) { attachment in attachment.machineKey.map { [$0] } ?? [] }
+    caches.attachments.feed(hosts) { attachment in attachment.host.map { [ObjectKey(name: $0)] } ?? [] }
+    caches.bootData.feed(machines) { secret in
+      let parts = (secret.metadata.annotations?[Names.machineAnnotation] ?? "").split(separator: "/", maxSplits: 1)
+      return parts.count == 2 ? [ObjectKey(namespace: String(parts[0]), name: String(parts[1]))] : []
+    }
+    caches.bootData.feed(hosts) { secret in
+      secret.metadata.labels?[Names.hostLabel].map { [ObjectKey(name: $0)] } ?? []
+    }
+    caches.hosts.feed(hosts)
+    caches.hosts.feed(power, isRelevant: { old, new in old.spec.bmc != new.spec.bmc }) { [$0.key] }
+    caches.hosts.feed(machines) { host in
+      if let claim = host.status?.claim { return [ObjectKey(namespace: claim.namespace, name: claim.name)] }
+      let lost = caches.machines(on: host.key.name)
+      // A free host interests everybody who waits for one.
+      return lost + caches.machines.byIndex(ControllerCaches.Index.waiting, "waiting").map(\.key)
+    }
+  }
+}
+
+extension ControllerCaches {
+  /// The machines that have to do with a host: its holder, and those that believe to be on it.
+  func machines(on host: String) -> [ObjectKey] {
+    var keys = Set(machines.byIndex(Index.host, host).map(\.key))
+    if let claim = hosts.get(name: host)?.status?.claim {
+      keys.insert(ObjectKey(namespace: claim.namespace, name: claim.name))
+    }
+    return keys.sorted()
+  }
+}

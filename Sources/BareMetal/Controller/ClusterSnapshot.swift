@@ -1,0 +1,74 @@
+package import IaaS
+package import Kubernetes
+
+/// What plans are made from: the state of the cluster as far as it is known here, which may be behind.
+package protocol ClusterSnapshot: Sendable {
+  func machine(uid: String) -> BareMetalMachine?
+  func host(_ name: String) -> BareMetalHost?
+  func allHosts() -> [BareMetalHost]
+  func hosts(heldBy uid: String) -> [BareMetalHost]
+  func claim(_ key: ObjectKey) -> PersistentVolumeClaim?
+  /// Claims that carry the machine's UID as a label.
+  func claims(ofMachine uid: String) -> [PersistentVolumeClaim]
+  func attachment(_ name: String) -> VolumeAttachment?
+  func attachments(ofMachine uid: String) -> [VolumeAttachment]
+  func attachments(onHost host: String) -> [VolumeAttachment]
+  func bootData(host: String) -> Secret?
+}
+
+extension ControllerCaches: ClusterSnapshot {
+  package func machine(uid: String) -> BareMetalMachine? { machines.byIndex(Index.uid, uid).first }
+  package func host(_ name: String) -> BareMetalHost? { hosts.get(name: name) }
+  package func allHosts() -> [BareMetalHost] { hosts.all() }
+  package func hosts(heldBy uid: String) -> [BareMetalHost] { hosts.byIndex(Index.machineUID, uid) }
+  package func claim(_ key: ObjectKey) -> PersistentVolumeClaim? { claims.get(key) }
+  package func claims(ofMachine uid: String) -> [PersistentVolumeClaim] { claims.byIndex(Index.machineUID, uid) }
+  package func attachment(_ name: String) -> VolumeAttachment? { attachments.get(name: name) }
+  package func attachments(ofMachine uid: String) -> [VolumeAttachment] { attachments.byIndex(Index.machineUID, uid) }
+  package func attachments(onHost host: String) -> [VolumeAttachment] { attachments.byIndex(Index.host, host) }
+  package func bootData(host: String) -> Secret? {
+    bootData.get(name: Names.bootData(host: host), namespace: Names.systemNamespace)
+  }
+}
+
+extension MachineView {
+  /// Everything about a machine that a snapshot has.
+  package init(
+    of machine: BareMetalMachine, in snapshot: some ClusterSnapshot, power: (String) -> PowerView, userData: UserData,
+    shutdownGrace: Duration, now: MicroTimestamp
+  ) {
+    self.init(machine: machine, now: now)
+    self.userData = userData
+    self.shutdownGrace = shutdownGrace
+    let uid = machine.metadata.uid ?? ""
+    for key in ControllerCaches.claims(of: machine) {
+      guard let claim = snapshot.claim(key) else { continue }
+      if key.namespace == machine.metadata.namespace { claims[key.name] = claim }
+      sources[key] = claim
+    }
+    if machine.metadata.isBeingDeleted {
+      // Disks that the spec named once have claims too.
+      for claim in snapshot.claims(ofMachine: uid) { claims[claim.key.name] = claim }
+    }
+    attachments = snapshot.attachments(ofMachine: uid)
+    for claim in claims.values {
+      guard let volume = claim.spec?.volumeName,
+        let attachment = snapshot.attachment(Names.attachment(volume: volume)), attachment.machineUID != uid
+      else { continue }
+      foreignAttachments[volume] = attachment
+    }
+    let held = snapshot.hosts(heldBy: uid)
+    if held.isEmpty, machine.status?.host == nil, !machine.metadata.isBeingDeleted {
+      hosts = snapshot.allHosts()
+    } else {
+      var names = Set(held.compactMap(\.metadata.name))
+      names.formUnion(attachments.compactMap(\.host))
+      if let name = machine.status?.host { names.insert(name) }
+      hosts = names.sorted().compactMap { snapshot.host($0) }
+    }
+    for host in Set(held.compactMap(\.metadata.name)).union(attachments.compactMap(\.host)) {
+      self.power[host] = power(host)
+      bootData[host] = snapshot.bootData(host: host)
+    }
+  }
+}

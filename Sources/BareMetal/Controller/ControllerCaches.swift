@@ -1,0 +1,71 @@
+package import IaaS
+package import Kubernetes
+package import Logging
+package import Telemetry
+
+/// What bm-controller watches.
+package struct ControllerCaches: Sendable {
+  package let machines: ObjectCache<BareMetalMachine>
+  package let hosts: ObjectCache<BareMetalHost>
+  package let claims: ObjectCache<PersistentVolumeClaim>
+  package let attachments: ObjectCache<VolumeAttachment>
+  package let bootData: ObjectCache<Secret>
+
+  package enum Index {
+    /// Machines by the UID of their own.
+    package static let uid = "uid"
+    /// Machines by the claims that they name, own or clone: `namespace/name`.
+    package static let claim = "claim"
+    /// Machines that have no host: one value, `waiting`.
+    package static let waiting = "waiting"
+    /// Attachments by the machine's UID.
+    package static let machineUID = "machineUID"
+    /// Attachments and machines by host; hosts are found by the UID of their holder under `machineUID`.
+    package static let host = "host"
+  }
+
+  package init(client: KubernetesClient, logger: Logger, registry: MetricsRegistry?) {
+    machines = ObjectCache(
+      client: client,
+      indexers: [
+        Index.uid: { [$0.metadata.uid ?? ""] },
+        Index.host: { $0.status?.host.map { [$0] } ?? [] },
+        Index.claim: { machine in Self.claims(of: machine).map(\.description) },
+        Index.waiting: { $0.status?.host == nil && !$0.metadata.isBeingDeleted ? ["waiting"] : [] },
+      ], logger: logger, registry: registry)
+    hosts = ObjectCache(
+      client: client, indexers: [Index.machineUID: { $0.status?.claim.map { [$0.uid] } ?? [] }], logger: logger,
+      registry: registry)
+    claims = ObjectCache(
+      client: client,
+      indexers: [Index.machineUID: { $0.metadata.labels?[Names.machineUIDLabel].map { [$0] } ?? [] }], logger: logger,
+      registry: registry)
+    attachments = ObjectCache(
+      client: client,
+      indexers: [
+        Index.machineUID: { $0.machineUID.map { [$0] } ?? [] },
+        Index.host: { $0.host.map { [$0] } ?? [] },
+      ], logger: logger, registry: registry)
+    bootData = ObjectCache(
+      client: client, namespace: Names.systemNamespace, labelSelector: Names.hostLabel, logger: logger,
+      registry: registry)
+  }
+
+  /// Every claim that a machine has to do with.
+  package static func claims(of machine: BareMetalMachine) -> [ObjectKey] {
+    let namespace = machine.metadata.namespace
+    var keys: [ObjectKey] = []
+    for disk in machine.spec.disks {
+      if let existing = disk.existingClaim {
+        keys.append(ObjectKey(namespace: namespace, name: existing.claimName))
+      } else {
+        keys.append(
+          ObjectKey(namespace: namespace, name: Names.claim(machine: machine.key.name, disk: disk.name)))
+        if let source = disk.template?.source?.persistentVolumeClaim {
+          keys.append(ObjectKey(namespace: source.namespace ?? namespace, name: source.name))
+        }
+      }
+    }
+    return keys
+  }
+}

@@ -1,0 +1,50 @@
+package import IaaS
+import Kubernetes
+package import Reconciler
+
+/// Something that a person who looks at a machine or host would ask about.
+package struct PlannedEvent: Sendable, Hashable {
+  package var type: EventType
+  package var reason: String
+  package var message: String
+
+  package init(type: EventType, reason: String, message: String) {
+    self.type = type
+    self.reason = reason
+    self.message = message
+  }
+}
+
+/// The events of a change of status: one for each transition, none for what stays.
+package func machineEvents(
+  from old: BareMetalMachine.Status?, to new: BareMetalMachine.Status
+) -> [PlannedEvent] {
+  var events: [PlannedEvent] = []
+  if let phase = new.phase, phase != old?.phase {
+    var message: String
+    switch phase {
+    case .pending: message = new.message ?? "accepted"
+    case .provisioning: message = "on host \(new.host ?? "?"): disks and network are being attached"
+    case .starting: message = "the server \(new.host ?? "?") is being started (boot \(new.boot ?? 1))"
+    case .running:
+      message = "the machine runs on \(new.host ?? "?")"
+      if let address = new.addresses?.compactMap(\.address).first { message += " at \(address)" }
+    case .stopping: message = "the server \(new.host ?? "?") is being turned off"
+    case .stopped: message = "the machine is off"
+    case .deleting: message = "everything that the machine has is being given back"
+    }
+    events.append(PlannedEvent(type: .normal, reason: phase.rawValue, message: message))
+  }
+  for condition in new.conditions ?? [] where condition.status == .false && !harmless.contains(condition.reason) {
+    let before = old?.conditions?.condition(condition.type)
+    if before?.status == .false, before?.reason == condition.reason { continue }
+    events.append(PlannedEvent(type: .warning, reason: condition.reason, message: condition.message))
+  }
+  return events
+}
+
+/// Reasons of conditions that are false because something is on its way, as it should be.
+private let harmless: Set<String> = [
+  "Waiting", "Claiming", "NotNeeded", "Attaching", "Preparing", "PoweringOn", "Off", "Stopping", "Stopped", "Deleting",
+  "Pending", "Provisioning", "Starting", "Unclear", "Reclaiming",
+]

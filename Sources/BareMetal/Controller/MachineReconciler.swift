@@ -1,0 +1,131 @@
+import IaaS
+import JSON
+package import Kubernetes
+import Logging
+package import Reconciler
+import Synchronization
+
+/// Brings machines to what they ask for: gathers what there is, plans, executes, writes the status.
+package struct MachineReconciler: Reconcile {
+  let caches: ControllerCaches
+  let cluster: any Cluster
+  let client: KubernetesClient
+  let executor: StepExecutor
+  let power: @Sendable (String) -> PowerView
+  let events: EventRecorder?
+  let metrics: MachineMetrics?
+  let shutdownGrace: Duration
+  let logger: Logger
+
+  package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
+    guard var machine = caches.machines.get(key) else {
+      metrics?.forget(key)
+      return .done
+    }
+    guard let uid = machine.metadata.uid else { return .done }
+    var plan = plan(try await view(of: machine))
+    if plan.steps == [.addFinalizer] {
+      machine = try await cluster.addFinalizer(to: machine)
+      plan = BareMetal.plan(try await view(of: machine))
+    }
+    if plan.steps == [.removeFinalizer] {
+      logger.info("everything is given back; the machine goes", metadata: ["object": "\(key)"])
+      try await cluster.removeFinalizer(from: machine)
+      return .done
+    }
+    let steps = plan.steps
+    let status = plan.status
+    let current = machine
+    // The steps are independent of each other and of the status, which tells what was seen before them.
+    let failures = await withTaskGroup(of: (any Error)?.self) { group in
+      for step in steps {
+        group.addTask {
+          do {
+            try await executor.execute(step, key: key, uid: uid)
+            return nil
+          } catch {
+            return error
+          }
+        }
+      }
+      group.addTask {
+        do {
+          try await writeStatus(status, of: current)
+          return nil
+        } catch {
+          return error
+        }
+      }
+      var failures: [any Error] = []
+      for await failure in group { if let failure { failures.append(failure) } }
+      return failures
+    }
+    try Task.checkCancellation()
+    // Losing a race is no failure: the winner's change comes by the watch, or has come already.
+    if let failure = failures.first(where: { !isRace($0) }) { throw failure }
+    if !failures.isEmpty { return .requeue(after: .milliseconds(50)) }
+    // Everything else comes by watches; this is for what no watch tells, such as a secret in a tenant's namespace.
+    switch status.phase {
+    case .running, .stopped: return .requeue(after: .seconds(600))
+    default: return .requeue(after: machine.spec.cloudInit?.userDataSecretRef == nil ? .seconds(120) : .seconds(5))
+    }
+  }
+
+  private func isRace(_ error: any Error) -> Bool {
+    if let error = error as? BareMetalError { return error.code == .stale }
+    if let error = error as? KubernetesError { return error.code == .conflict }
+    return false
+  }
+
+  private func writeStatus(_ status: BareMetalMachine.Status, of machine: BareMetalMachine) async throws {
+    let old = try MergePatch.json(machine.status)
+    guard let patch = MergePatch.difference(from: old, to: try MergePatch.json(status)) else { return }
+    do {
+      try await cluster.patchStatus(of: machine, patch)
+    } catch let error as KubernetesError where error.code == .notFound {
+      return
+    }
+    for event in machineEvents(from: machine.status, to: status) {
+      events?.event(regarding: machine, type: event.type, reason: event.reason, message: event.message)
+    }
+    metrics?.observe(from: machine.status, to: status)
+  }
+
+  /// What there is, from the caches; only a secret with user data is read from the API server, and only before a boot.
+  private func view(of machine: BareMetalMachine) async throws -> MachineView {
+    let isNeeded = !machine.metadata.isBeingDeleted && machine.status?.bootedAt == nil
+    return MachineView(
+      of: machine, in: caches, power: power, userData: isNeeded ? try await userData(of: machine) : .text(""),
+      shutdownGrace: shutdownGrace, now: .now())
+  }
+
+  private func userData(of machine: BareMetalMachine) async throws -> UserData {
+    guard let reference = machine.spec.cloudInit?.userDataSecretRef else {
+      return .text(machine.spec.cloudInit?.userData ?? "")
+    }
+    let name = "\(machine.metadata.namespace ?? "")/\(reference.name)"
+    let field = "spec.cloudInit.userDataSecretRef"
+    let secret: Secret
+    do {
+      secret = try await client.get(Secret.self, name: reference.name, namespace: machine.metadata.namespace)
+    } catch let error as KubernetesError where error.code == .notFound {
+      return .problem(
+        reason: "UserDataNotFound", message: "\(field).name: there is no secret \(name); make it or name another")
+    }
+    guard secret.data?[reference.key] != nil else {
+      return .problem(
+        reason: "UserDataNotFound",
+        message: "\(field).key: the secret \(name) has no key '\(reference.key)'; add it or name another")
+    }
+    guard let text = secret.string(reference.key) else {
+      return .problem(
+        reason: "InvalidCloudInit", message: "\(field): the key '\(reference.key)' of the secret \(name) is not UTF-8")
+    }
+    if let problem = CloudInit.problem(userData: text) {
+      return .problem(
+        reason: "InvalidCloudInit",
+        message: "\(field): the user data in the secret \(name), key '\(reference.key)', cannot be used: \(problem)")
+    }
+    return .text(text)
+  }
+}

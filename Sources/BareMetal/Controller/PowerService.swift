@@ -1,0 +1,262 @@
+package import BMC
+package import IaaS
+package import Kubernetes
+package import Logging
+package import Reconciler
+import Synchronization
+
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
+/// Talks to the BMCs: gentle polling, wishes about power, inventory. Keys are names of hosts.
+///
+/// One host at a time has at most one call under way, and no call holds up another host's: a dead BMC costs one worker
+/// for the time of its time-out, and is asked more and more seldom.
+package final class PowerService: Reconcile {
+  package struct Limits: Sendable {
+    package var tracker = PowerTracker.Limits()
+    /// How often a server is looked at about which nothing is wished.
+    package var poll: Duration = .seconds(30)
+    /// For how long readings of off in a row are a proof.
+    package var freshness: Duration = .seconds(60)
+    package var inventoryEvery: Duration = .seconds(3600)
+    package var retryMaximum: Duration = .seconds(300)
+    /// The same while something waits for the BMC.
+    package var retryMaximumWanted: Duration = .seconds(20)
+
+    package init() {}
+  }
+
+  private struct Entry {
+    var tracker: PowerTracker
+    var problem: String?
+    var failures = 0
+    var answered = false
+    var hardware: BareMetalHost.Hardware?
+    var hardwareAt: Duration?
+  }
+
+  package typealias MakeBMC = @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
+
+  private let findHost: @Sendable (String) -> BareMetalHost?
+  private let readSecret: @Sendable (_ name: String, _ namespace: String) async throws -> Secret
+  private let makeBMC: MakeBMC
+  private let queue: WorkQueue
+  private let limits: Limits
+  private let logger: Logger
+  private let changed: @Sendable (String) -> Void
+  private let entries = Mutex<[String: Entry]>([:])
+  private let start = ContinuousClock.now
+
+  /// - Parameter changed: Called with a host's name when something about its power or inventory is new.
+  package init(
+    findHost: @escaping @Sendable (String) -> BareMetalHost?,
+    readSecret: @escaping @Sendable (_ name: String, _ namespace: String) async throws -> Secret,
+    makeBMC: @escaping MakeBMC, queue: WorkQueue, limits: Limits = Limits(), logger: Logger,
+    changed: @escaping @Sendable (String) -> Void
+  ) {
+    self.findHost = findHost
+    self.readSecret = readSecret
+    self.makeBMC = makeBMC
+    self.queue = queue
+    self.limits = limits
+    self.logger = logger
+    self.changed = changed
+  }
+
+  private var now: Duration { start.duration(to: .now) }
+
+  /// Wishes something about a host's power. The same wish again costs nothing.
+  package func want(_ host: String, _ wish: PowerWish) {
+    let isNew = entries.withLock { entries in
+      entries[host, default: Entry(tracker: PowerTracker(limits: limits.tracker))].tracker.want(wish)
+    }
+    if isNew { queue.add(ObjectKey(name: host)) }
+  }
+
+  /// A host's power as it was read back last.
+  package func view(_ host: String) -> PowerView {
+    let now = now
+    return entries.withLock { entries in
+      guard let entry = entries[host] else { return PowerView() }
+      return view(entry, now)
+    }
+  }
+
+  private func view(_ entry: Entry, _ now: Duration) -> PowerView {
+    guard entry.answered else { return PowerView(problem: entry.problem) }
+    // What was read once is not known any more when the BMC has been silent for a while.
+    let isKnown = entry.failures < 2
+    return PowerView(
+      power: isKnown ? BareMetalHost.Power(entry.tracker.power) : .unknown,
+      confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: limits.freshness),
+      problem: entry.problem)
+  }
+
+  /// Whether the BMC answered since this process started, and the hardware that it told.
+  package func facts(_ host: String) -> (answered: Bool, hardware: BareMetalHost.Hardware?) {
+    entries.withLock { ($0[host]?.answered ?? false, $0[host]?.hardware) }
+  }
+
+  package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
+    let name = key.name
+    guard let host = findHost(name) else {
+      entries.withLock { _ = $0.removeValue(forKey: name) }
+      return .done
+    }
+    do {
+      let bmc = try await client(for: host)
+      return .requeue(after: try await look(at: name, bmc))
+    } catch is CancellationError {
+      throw CancellationError()
+    } catch {
+      return .requeue(after: note(error, host: host))
+    }
+  }
+
+  /// One reading, and the command that follows from it, if any. Returns when to look again.
+  private func look(at name: String, _ bmc: any BMC) async throws -> Duration {
+    let state = try await bmc.power()
+    let move = update(name) { entry, now in
+      entry.answered = true
+      entry.failures = 0
+      entry.problem = nil
+      return entry.tracker.observe(state, at: now)
+    }
+    switch move {
+    case .command(let action, let after):
+      logger.info("power", metadata: ["host": "\(name)", "action": "\(action.rawValue)", "reads": "\(state.rawValue)"])
+      do {
+        try await bmc.setPower(action)
+      } catch {
+        update(name) { entry, _ in entry.tracker.failed(action) }
+        // Not every BMC can ask the operating system: then it goes the hard way, at the next reading.
+        if action == .gracefulShutdown, (error as? BMCError)?.isTransient != true { return after }
+        throw error
+      }
+      return after
+    case .read(let after):
+      return after
+    case .settled:
+      try await readInventory(name, bmc)
+      return limits.poll * Double.random(in: 0.9...1.1)
+    }
+  }
+
+  private func readInventory(_ name: String, _ bmc: any BMC) async throws {
+    let isDue = entries.withLock { entries in
+      guard let at = entries[name]?.hardwareAt else { return true }
+      return now - at > limits.inventoryEvery
+    }
+    guard isDue else { return }
+    do {
+      let inventory = try await bmc.inventory()
+      update(name) { entry, now in
+        entry.hardware = BareMetalHost.Hardware(inventory)
+        entry.hardwareAt = now
+      }
+    } catch let error as BMCError {
+      logger.warning("cannot read the inventory", metadata: ["host": "\(name)", "error": "\(error)"])
+      // Not worth asking at every reading.
+      update(name) { entry, now in entry.hardwareAt = now }
+    }
+  }
+
+  /// Changes a host's entry and tells where what others see of it is new.
+  private func update<R>(_ name: String, _ body: (inout Entry, Duration) -> R) -> R {
+    let now = now
+    let (result, isNew) = entries.withLock { entries -> (R, Bool) in
+      var entry = entries[name] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
+      let before = (view(entry, now), entry.answered, entry.hardware)
+      let result = body(&entry, now)
+      entries[name] = entry
+      let after = (view(entry, now), entry.answered, entry.hardware)
+      return (result, before != after)
+    }
+    if isNew { changed(name) }
+    return result
+  }
+
+  /// Remembers a failure and says when to try again.
+  private func note(_ error: any Error, host: BareMetalHost) -> Duration {
+    let name = host.metadata.name ?? ""
+    let problem = (error as? BMCError).map { "\($0)" } ?? "\(error)"
+    let (failures, wish) = update(name) { entry, _ in
+      entry.failures += 1
+      entry.problem = problem
+      return (entry.failures, entry.tracker.wish)
+    }
+    if failures == 1 { logger.warning("BMC", metadata: ["host": "\(name)", "problem": "\(problem)"]) }
+    let maximum = wish == .observe ? limits.retryMaximum : limits.retryMaximumWanted
+    let backoff = min(.milliseconds(500) * (1 << min(failures, 12)), maximum)
+    // Refused credentials are not sent again by the pool; what is looked at here is whether the secret changed.
+    if let error = error as? BMCError, error.code == .unauthorized || error.code == .lockedOut {
+      return min(max(backoff, .seconds(5)), .seconds(30))
+    }
+    let asked = (error as? BMCError)?.retryAfter ?? .zero
+    return max(backoff, min(asked, limits.retryMaximum)) * Double.random(in: 0.9...1.1)
+  }
+
+  private func client(for host: BareMetalHost) async throws -> any BMC {
+    let bmc = host.spec.bmc
+    let reference = bmc.credentialsSecretRef
+    let name = "\(reference.namespace)/\(reference.name)"
+    let operation = "talk to the BMC of \(host.metadata.name ?? "")"
+    let secret: Secret
+    do {
+      secret = try await readSecret(reference.name, reference.namespace)
+    } catch let error as KubernetesError where error.code == .notFound {
+      throw BareMetalError(
+        .missing, operation: operation,
+        message: "there is no secret \(name); make it with the keys username and password")
+    }
+    guard let username = secret.string("username"), let password = secret.string("password") else {
+      throw BareMetalError(
+        .invalid, operation: operation, message: "the secret \(name) lacks the key username or password")
+    }
+    var trust = BMCTrust.systemRoots
+    if bmc.insecureSkipVerify {
+      trust = .insecureSkipVerify
+    } else if let bundle = bmc.caBundle {
+      guard let data = Data(base64Encoded: bundle), let pem = String(validating: data, as: UTF8.self) else {
+        throw BareMetalError(.invalid, operation: operation, message: "spec.bmc.caBundle is not PEM in Base64")
+      }
+      trust = .authorities(pem: pem)
+    }
+    return try makeBMC(
+      try BMCAddress(bmc.address),
+      BMCCredentials(username: username.trimmingLineEnd(), password: password.trimmingLineEnd()),
+      trust)
+  }
+}
+
+extension String {
+  /// Secrets made from files often end in a line break that belongs to the file.
+  fileprivate func trimmingLineEnd() -> String {
+    var text = self
+    while let last = text.last, last == "\n" || last == "\r\n" { text.removeLast() }
+    return text
+  }
+}
+
+extension BareMetalHost.Hardware {
+  package init(_ inventory: HardwareInventory) {
+    self.init()
+    manufacturer = inventory.manufacturer
+    model = inventory.model
+    serialNumber = inventory.serialNumber
+    biosVersion = inventory.biosVersion
+    bmcFirmwareVersion = inventory.bmcFirmwareVersion
+    cpu = CPU(
+      count: inventory.cpu.count, cores: inventory.cpu.cores, threads: inventory.cpu.threads,
+      model: inventory.cpu.model, architecture: inventory.cpu.architecture)
+    memoryMiB = inventory.memoryMiB
+    nics = inventory.nics.map { NIC(name: $0.name, mac: $0.mac, speedMbps: $0.speedMbps) }
+    drives = inventory.drives.map {
+      Drive(name: $0.name, model: $0.model, serialNumber: $0.serialNumber, capacityBytes: $0.capacityBytes)
+    }
+  }
+}

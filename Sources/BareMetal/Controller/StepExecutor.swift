@@ -1,0 +1,126 @@
+import IaaS
+import JSON
+package import Kubernetes
+package import Logging
+
+/// Carries out the steps of plans. Every step may be repeated, after any crash.
+package struct StepExecutor: Sendable {
+  package let cluster: any Cluster
+  package let logger: Logger
+  /// Hands a wish about a server's power over.
+  package let setPower: @Sendable (_ host: String, _ wish: PowerWish) -> Void
+
+  package init(
+    cluster: any Cluster, logger: Logger, setPower: @escaping @Sendable (_ host: String, _ wish: PowerWish) -> Void
+  ) {
+    self.cluster = cluster
+    self.logger = logger
+    self.setPower = setPower
+  }
+
+  /// How often a change is tried again because somebody else changed the same object.
+  private static let conflictsMax = 4
+
+  /// Carries out one step for the machine with this key and UID; a step that has been done already is no error.
+  package func execute(_ step: MachineStep, key: ObjectKey, uid: String) async throws {
+    if case .power = step {
+    } else {
+      logger.info("step", metadata: ["object": "\(key)", "step": "\(step.summary)"])
+    }
+    switch step {
+    case .addFinalizer, .removeFinalizer:
+      // These need the machine itself: see `MachineReconciler`.
+      break
+    case .createClaim(let claim):
+      try await tolerating(.alreadyExists) { try await cluster.create(claim) }
+    case .deleteClaim(let claim, let uid):
+      try await tolerating(.notFound, .conflict) { try await cluster.deleteClaim(claim, uid: uid) }
+    case .claimHost(let host):
+      try await claim(host, key: key, uid: uid)
+    case .releaseHost(let host):
+      try await release(host, uid: uid)
+    case .createAttachment(let attachment):
+      try await tolerating(.alreadyExists) { try await cluster.create(attachment) }
+    case .deleteAttachment(let name, let uid):
+      try await tolerating(.notFound, .conflict) { try await cluster.deleteAttachment(name, uid: uid) }
+    case .writeBootData(let host, let data):
+      try await write(data, host: host)
+    case .deleteBootData(let host, let uid):
+      try await tolerating(.notFound, .conflict) { try await cluster.deleteBootData(host: host, uid: uid) }
+    case .power(let host, let wish):
+      setPower(host, wish)
+    }
+  }
+
+  private func tolerating(_ codes: KubernetesError.Code..., body: () async throws -> Void) async throws {
+    do {
+      try await body()
+    } catch let error as KubernetesError where codes.contains(error.code) {
+      // Done already, or by somebody else; the next plan looks at what is there.
+    }
+  }
+
+  /// Takes a host, if it is still free at this very version.
+  private func claim(_ name: String, key: ObjectKey, uid: String) async throws {
+    for _ in 0..<Self.conflictsMax {
+      let host: BareMetalHost
+      do {
+        host = try await cluster.host(name)
+      } catch let error as KubernetesError where error.code == .notFound {
+        return
+      }
+      if let holder = host.status?.claim {
+        guard holder.uid != uid else { return }
+        throw BareMetalError(
+          .stale, operation: "claim host \(name)", message: "\(holder.namespace)/\(holder.name) was faster")
+      }
+      guard !host.metadata.isBeingDeleted, host.metadata.hasFinalizer(Names.claimFinalizer), !host.spec.maintenance
+      else {
+        throw BareMetalError(.stale, operation: "claim host \(name)", message: "it takes no machine any more")
+      }
+      let claim: JSONValue = [
+        "namespace": .string(key.namespace ?? ""), "name": .string(key.name), "uid": .string(uid),
+      ]
+      do {
+        return try await cluster.patchStatus(of: host, ["claim": claim, "phase": "Claimed"], locked: true)
+      } catch let error as KubernetesError where error.code == .conflict {
+        continue
+      }
+    }
+    throw BareMetalError(.stale, operation: "claim host \(name)", message: "it changes too often; tries again later")
+  }
+
+  /// Gives a host back, if nothing of the machine is left on it at the API server itself.
+  private func release(_ name: String, uid: String) async throws {
+    for _ in 0..<Self.conflictsMax {
+      let host: BareMetalHost
+      do {
+        host = try await cluster.host(name)
+      } catch let error as KubernetesError where error.code == .notFound {
+        return
+      }
+      guard host.status?.claim?.uid == uid else { return }
+      // A cache may be behind: what counts is what the API server has, at the version that is replaced.
+      let left = try await cluster.attachments(onHost: name).filter { $0.machineUID == uid }
+      guard left.isEmpty else {
+        throw BareMetalError(
+          .stale, operation: "release host \(name)", message: "an attachment of the machine is still there")
+      }
+      do {
+        return try await cluster.patchStatus(of: host, ["claim": .null], locked: true)
+      } catch let error as KubernetesError where error.code == .conflict {
+        continue
+      }
+    }
+    throw BareMetalError(.stale, operation: "release host \(name)", message: "it changes too often; tries again later")
+  }
+
+  private func write(_ data: BootData, host: String) async throws {
+    let secret = data.secret(host: host)
+    guard let present = try await cluster.bootData(host: host) else {
+      return try await tolerating(.alreadyExists) { try await cluster.create(bootData: secret) }
+    }
+    if let same = try? BootData(present), same == data { return }
+    try await tolerating(.conflict, .notFound) { try await cluster.replace(bootData: secret, present: present) }
+  }
+}

@@ -1,0 +1,87 @@
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#endif
+
+/// Small files, written so that a reader sees the old or the new content and nothing between.
+enum Files {
+  static func write(_ content: some Collection<UInt8>, to path: String, mode: mode_t = 0o644) throws(BareMetalError) {
+    let slash = path.lastIndex(of: "/") ?? path.startIndex
+    let temporary = "\(path[..<slash])/.\(path[path.index(after: slash)...]).new"
+    let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode)
+    guard file >= 0 else { throw failure("write \(temporary)") }
+    var failed = false
+    let bytes = Array(content)
+    var offset = 0
+    while offset < bytes.count, !failed {
+      let count = bytes[offset...].withUnsafeBytes { Glibc.write(file, $0.baseAddress, $0.count) }
+      if count < 0, errno == EINTR { continue }
+      if count <= 0 { failed = true } else { offset += count }
+    }
+    close(file)
+    guard !failed, rename(temporary, path) == 0 else {
+      let error = failure("write \(path)")
+      unlink(temporary)
+      throw error
+    }
+  }
+
+  /// The content, or nil where there is no such file or it is larger than the limit.
+  static func read(_ path: String, limit: Int = 1 << 20) -> [UInt8]? {
+    let file = open(path, O_RDONLY | O_CLOEXEC)
+    guard file >= 0 else { return nil }
+    defer { close(file) }
+    var content: [UInt8] = []
+    var buffer = [UInt8](repeating: 0, count: 16 << 10)
+    while true {
+      let count = Glibc.read(file, &buffer, buffer.count)
+      if count < 0, errno == EINTR { continue }
+      guard count >= 0 else { return nil }
+      if count == 0 { return content }
+      content.append(contentsOf: buffer[..<count])
+      if content.count > limit { return nil }
+    }
+  }
+
+  static func remove(_ path: String) throws(BareMetalError) {
+    guard unlink(path) == 0 || errno == ENOENT else { throw failure("remove \(path)") }
+  }
+
+  /// What changes when a file is written.
+  struct Stamp: Equatable {
+    var modified: Int64
+    var size: Int64
+  }
+
+  static func stamp(_ path: String) -> Stamp? {
+    var info = Glibc.stat()
+    guard lstat(path, &info) == 0 else { return nil }
+    return Stamp(
+      modified: Int64(info.st_mtim.tv_sec) &* 1_000_000_000 &+ Int64(info.st_mtim.tv_nsec), size: Int64(info.st_size))
+  }
+
+  static func exists(_ path: String) -> Bool { access(path, F_OK) == 0 }
+
+  static func makeDirectory(_ path: String, mode: mode_t = 0o755) throws(BareMetalError) {
+    guard mkdir(path, mode) == 0 || errno == EEXIST else { throw failure("make the directory \(path)") }
+  }
+
+  /// The names in a directory; empty where it does not exist.
+  static func list(_ path: String) -> [String] {
+    guard let directory = opendir(path) else { return [] }
+    defer { closedir(directory) }
+    var names: [String] = []
+    while let entry = readdir(directory) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+        pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+      }
+      if name != ".", name != ".." { names.append(name) }
+    }
+    return names.sorted()
+  }
+
+  private static func failure(_ operation: String) -> BareMetalError {
+    BareMetalError(.system, operation: operation, message: String(cString: strerror(errno)))
+  }
+}

@@ -1,0 +1,199 @@
+package import IaaS
+import Kubernetes
+package import Logging
+import Reconciler
+import Synchronization
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Musl)
+  import Musl
+#endif
+
+/// Sees a guest come up, from the DPU's side: the lease that it takes, and the first ping that it answers.
+///
+/// It looks often only while somebody waits for a guest, and seldom otherwise; with no guest it sleeps.
+package final class GuestWatcher: Sendable {
+  private struct State {
+    var boot: String?
+    var isOn = false
+    var interfaces: [BareMetalHost.Interface] = []
+    /// Leases as they were when the boot began: the same line later proves nothing.
+    var leasesBefore: [String: DHCPLease] = [:]
+    var silentRounds = 0
+  }
+
+  private let bridge: String
+  private let leaseFile: String
+  private let logger: Logger
+  private let changed: @Sendable () -> Void
+  private let state = Mutex(State())
+  private let news = Signal()
+
+  private static let lookEvery: Duration = .milliseconds(100)
+  private static let lookEveryLate: Duration = .milliseconds(500)
+  private static let checkEvery: Duration = .seconds(30)
+  /// How many checks in a row a guest may leave unanswered.
+  private static let silentRoundsMax = 3
+
+  package init(bridge: String, leaseFile: String, logger: Logger, changed: @escaping @Sendable () -> Void) {
+    self.bridge = bridge
+    self.leaseFile = leaseFile
+    self.logger = logger
+    self.changed = changed
+  }
+
+  /// What was seen of the guest in the boot `follow` was told about last.
+  package var interfaces: [BareMetalHost.Interface] { state.withLock { $0.interfaces } }
+
+  /// Says which boot to watch. The same one again changes nothing; nil means that there is no guest.
+  /// - Parameters:
+  ///   - isOn: False while the server is known to be off.
+  ///   - known: What was reported before, which still holds if it is of the same boot.
+  package func follow(
+    boot: String?, isOn: Bool, interfaces: [GuestInterface],
+    known: (boot: String?, interfaces: [BareMetalHost.Interface])
+  ) {
+    let isNew = state.withLock { state -> Bool in
+      defer { state.isOn = isOn }
+      guard state.boot != boot else { return state.isOn != isOn }
+      state.boot = boot
+      state.silentRounds = 0
+      state.leasesBefore = boot == nil ? [:] : readLeases()
+      let reported = known.boot == boot ? known.interfaces : []
+      state.interfaces = interfaces.map { interface in
+        reported.first { $0.name == interface.name && $0.mac == interface.mac }
+          ?? BareMetalHost.Interface(name: interface.name, mac: interface.mac, address: interface.address)
+      }
+      // What was leased before this process started was not seen by it.
+      if known.boot == boot, state.interfaces.contains(where: { $0.leasedAt == nil }) { state.leasesBefore = [:] }
+      return true
+    }
+    if isNew { news.signal() }
+  }
+
+  private func readLeases() -> [String: DHCPLease] {
+    Files.read(leaseFile, limit: 8 << 20).map { LeaseFile.parse($0) } ?? [:]
+  }
+
+  private enum Need {
+    case nothing
+    case waiting
+    case check
+  }
+
+  private var need: Need {
+    state.withLock { state in
+      guard state.boot != nil, state.isOn, !state.interfaces.isEmpty else { return .nothing }
+      return state.interfaces.contains { $0.reachable == true } ? .check : .waiting
+    }
+  }
+
+  /// Watches until the task is cancelled.
+  package func run() async throws {
+    var pinger: Pinger?
+    var stamp: Files.Stamp?
+    var waitingSince = ContinuousClock.now
+    var lastSend = ContinuousClock.now - .seconds(1)
+    var lastBoot: String?
+    while !Task.isCancelled {
+      let boot = state.withLock { $0.boot }
+      if boot != lastBoot {
+        lastBoot = boot
+        waitingSince = .now
+        stamp = nil
+      }
+      switch need {
+      case .nothing:
+        pinger = nil
+        waitingSince = .now
+        await news.wait()
+        continue
+      case .waiting:
+        do { pinger = try pinger ?? Pinger(device: bridge) } catch {
+          logger.warning("cannot ping", metadata: ["error": "\(error)"])
+          try await Task.sleep(for: .seconds(5))
+          continue
+        }
+        let nowStamp = Files.stamp(leaseFile)
+        if let nowStamp, stamp.map({ $0 != nowStamp }) ?? true {
+          stamp = nowStamp
+          takeLeases(readLeases())
+        }
+        note(answers: pinger?.answers() ?? [])
+        let isLate = waitingSince.duration(to: .now) > .seconds(180)
+        if lastSend.duration(to: .now) >= (isLate ? .seconds(1) : .milliseconds(200)) {
+          lastSend = .now
+          for address in addresses { pinger?.send(to: address) }
+        }
+        await news.wait(until: .now + (isLate ? Self.lookEveryLate : Self.lookEvery))
+      case .check:
+        await news.wait(until: .now + Self.checkEvery)
+        guard case .check = need else { continue }
+        takeLeases(readLeases())
+        do { pinger = try pinger ?? Pinger(device: bridge) } catch { continue }
+        _ = pinger?.answers()
+        for address in addresses { pinger?.send(to: address) }
+        try await Task.sleep(for: .seconds(1))
+        note(check: pinger?.answers() ?? [])
+      }
+    }
+    throw CancellationError()
+  }
+
+  private var addresses: [String] { state.withLock { $0.interfaces.compactMap(\.address) } }
+
+  private func takeLeases(_ leases: [String: DHCPLease]) {
+    let isNew = state.withLock { state -> Bool in
+      var isNew = false
+      for index in state.interfaces.indices {
+        guard let lease = leases[state.interfaces[index].mac] else { continue }
+        if state.interfaces[index].address != lease.address {
+          state.interfaces[index].address = lease.address
+          isNew = true
+        }
+        if state.interfaces[index].leasedAt == nil, state.leasesBefore[lease.mac] != lease {
+          state.interfaces[index].leasedAt = .now()
+          isNew = true
+        }
+      }
+      return isNew
+    }
+    if isNew { changed() }
+  }
+
+  private func note(answers: Set<String>) {
+    guard !answers.isEmpty else { return }
+    let isNew = state.withLock { state -> Bool in
+      var isNew = false
+      state.silentRounds = 0
+      for index in state.interfaces.indices {
+        guard let address = state.interfaces[index].address, answers.contains(address),
+          state.interfaces[index].reachable != true
+        else { continue }
+        state.interfaces[index].reachable = true
+        if state.interfaces[index].reachableAt == nil { state.interfaces[index].reachableAt = .now() }
+        isNew = true
+      }
+      return isNew
+    }
+    if isNew { changed() }
+  }
+
+  /// The outcome of a check of a running guest: only several unanswered ones in a row mean something.
+  private func note(check answers: Set<String>) {
+    note(answers: answers)
+    guard answers.isEmpty else { return }
+    let isNew = state.withLock { state -> Bool in
+      state.silentRounds += 1
+      guard state.silentRounds >= Self.silentRoundsMax else { return false }
+      var isNew = false
+      for index in state.interfaces.indices where state.interfaces[index].reachable == true {
+        state.interfaces[index].reachable = false
+        isNew = true
+      }
+      return isNew
+    }
+    if isNew { changed() }
+  }
+}

@@ -1,0 +1,196 @@
+import DPU
+import IaaS
+import JSON
+package import Kubernetes
+import Logging
+package import Reconciler
+import Synchronization
+
+/// Makes the DPU show what is wanted on its server, and reports what it shows.
+package struct HandlerReconciler: Reconcile {
+  let hostName: String
+  let caches: HandlerCaches
+  let cluster: any HandlerCluster
+  let dpu: any DPU
+  let network: any NetworkPlugger
+  let seeds: SeedDisk
+  let guest: GuestWatcher
+  let volumesDirectory: String
+  let logger: Logger
+
+  package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
+    var failures: [HandlerFailure] = []
+    var view = HandlerView(host: caches.hosts.get(name: hostName), volumesDirectory: volumesDirectory)
+    view.attachments = caches.attachments.all().filter {
+      $0.host == hostName && $0.spec.attacher == Names.storageDriver
+    }
+    let secret = caches.bootData.get(name: Names.bootData(host: hostName), namespace: Names.systemNamespace)
+    if let secret {
+      do { view.bootData = try BootData(secret) } catch { failures.append(HandlerFailure(step: nil, error: error)) }
+    }
+    if let data = HandlerPlan.effectiveBootData(view.bootData, host: view.host) {
+      do { view.seedFile = try await seeds.make(for: data) } catch {
+        failures.append(HandlerFailure(step: nil, error: error))
+      }
+    }
+
+    var version: String?
+    do {
+      try await readBack(&view)
+      failures += await carryOut(HandlerPlan.steps(view))
+      try await readBack(&view)
+      version = try await dpu.version()
+    } catch let error as DPUError {
+      failures.append(HandlerFailure(step: nil, error: error))
+      try await report(view, version: nil, failures: failures)
+      return .requeue(after: .seconds(1))
+    }
+    if HandlerPlan.isBootReady(view) || view.bootData == nil { try seeds.removeOthers(than: view.seedFile) }
+
+    try await reportAttachments(view, failures: failures)
+    try await report(view, version: version, failures: failures)
+    // A data plane that was started anew shows nothing: nobody tells, so it is looked at.
+    return .requeue(after: failures.isEmpty ? .seconds(5) : .seconds(1))
+  }
+
+  private func readBack(_ view: inout HandlerView) async throws {
+    view.functions = try await dpu.functions()
+    view.volumes = try await dpu.volumes()
+    view.interfaces = try await network.plugged()
+  }
+
+  /// Carries the steps out, one after the other; a step that fails does not hold up those for other volumes.
+  private func carryOut(_ steps: [HandlerStep]) async -> [HandlerFailure] {
+    var failures: [HandlerFailure] = []
+    for step in steps {
+      if let volume = step.volume, failures.contains(where: { $0.step?.volume == volume }) { continue }
+      do {
+        logger.info("step", metadata: ["step": "\(step)"])
+        switch step {
+        case .unplug(let function): try await dpu.unplug(function: function)
+        case .deleteVolume(let name): try await dpu.deleteVolume(name: name)
+        case .createVolume(let name, let file, let readOnly):
+          try await dpu.createVolume(name: name, file: file, readOnly: readOnly)
+        case .plug(let function, let volume, let readOnly):
+          try await dpu.plug(function: function, volume: volume, readOnly: readOnly)
+        case .unplugInterface(let interface): try await network.unplug(interface)
+        case .plugInterface(let index, let interface): try await network.plug(index: index, interface)
+        }
+      } catch {
+        logger.warning("step failed", metadata: ["step": "\(step)", "error": "\(error)"])
+        failures.append(HandlerFailure(step: step, error: error))
+      }
+    }
+    return failures
+  }
+
+  // MARK: Attachments
+
+  private func reportAttachments(_ view: HandlerView, failures: [HandlerFailure]) async throws {
+    for attachment in view.attachments {
+      do {
+        try await report(attachment, view, failures)
+      } catch let error as KubernetesError where error.code == .notFound || error.code == .conflict {
+        // It is gone or newer: the watch tells.
+      }
+    }
+  }
+
+  private func report(_ attachment: VolumeAttachment, _ view: HandlerView, _ failures: [HandlerFailure]) async throws {
+    let failure = failures.first { $0.step?.volume == attachment.volume }.map { "\($0.error)" }
+    if attachment.metadata.isBeingDeleted {
+      guard HandlerPlan.isGone(volume: attachment.volume, volumes: view.volumes, functions: view.functions) else {
+        let message = failure ?? "the DPU still shows the volume"
+        guard attachment.status?.detachError?.message != message else { return }
+        try await cluster.patchStatus(of: attachment, ["attached": true, "detachError": ["message": .string(message)]])
+        return
+      }
+      if attachment.metadata.hasFinalizer(Names.attachmentFinalizer) {
+        try await cluster.removeFinalizer(from: attachment)
+      }
+      return
+    }
+    if HandlerPlan.isShown(attachment, functions: view.functions),
+      HandlerPlan.objection(to: attachment, host: view.host) == nil
+    {
+      guard !attachment.isAttached || attachment.status?.attachError != nil else { return }
+      let function = Names.blockFunction(bootOrder: attachment.bootOrder ?? 0, volume: attachment.volume)
+      try await cluster.patchStatus(
+        of: attachment,
+        ["attached": true, "attachError": .null, "attachmentMetadata": ["function": .string(function)]])
+      return
+    }
+    // An attachment that is in effect stays so in the record until the DPU shows it no more.
+    let isShown = view.functions.contains { $0.volume == attachment.volume }
+    let objection = HandlerPlan.objection(to: attachment, host: view.host).map { "not attached: \($0)" }
+    guard let message = failure ?? objection else { return }
+    guard attachment.status?.attachError?.message != message || attachment.isAttached != isShown else { return }
+    try await cluster.patchStatus(
+      of: attachment, ["attached": .bool(isShown), "attachError": ["message": .string(message)]])
+  }
+
+  // MARK: The host's status
+
+  private func report(_ view: HandlerView, version: String?, failures: [HandlerFailure]) async throws {
+    guard let host = view.host else {
+      guest.follow(boot: nil, isOn: false, interfaces: [], known: (nil, []))
+      return
+    }
+    let data = HandlerPlan.effectiveBootData(view.bootData, host: host)
+    let isReady = data != nil && version != nil && HandlerPlan.isBootReady(view)
+    let boot = isReady ? data?.boot : nil
+    let old = host.status?.dpu
+    // While the data plane does not answer, the guest may well go on.
+    let followed = boot ?? (version == nil ? old?.boot : nil)
+    guest.follow(
+      boot: followed, isOn: host.status?.power != .off, interfaces: data?.interfaces ?? [],
+      known: (old?.boot, old?.interfaces ?? []))
+
+    var new = BareMetalHost.DPUStatus()
+    new.ready = version != nil
+    new.version = version ?? old?.version
+    new.boot = followed
+    new.slots = version == nil ? old?.slots : slots(view)
+    new.interfaces = followed == nil ? nil : guest.interfaces
+    new.conditions = conditions(old?.conditions ?? [], version: version, failures: failures)
+    guard new != old else { return }
+    do {
+      try await cluster.report(new, host: hostName)
+    } catch let error as KubernetesError where error.code == .notFound {
+      return
+    }
+  }
+
+  private func slots(_ view: HandlerView) -> [BareMetalHost.Slot]? {
+    var slots = view.functions.map { function in
+      BareMetalHost.Slot(
+        name: function.name, kind: function.name == Names.seedFunction ? .seed : .disk, device: function.volume,
+        volume: function.name == Names.seedFunction ? nil : function.volume, state: "Plugged")
+    }
+    slots += view.interfaces.map { interface in
+      BareMetalHost.Slot(
+        name: Names.networkFunction(index: interface.index, interface: interface.name), kind: .nic,
+        device: interface.tap, state: interface.fault ?? "Plugged")
+    }
+    return slots.isEmpty ? nil : slots.sorted { $0.name < $1.name }
+  }
+
+  private func conditions(_ old: [Condition], version: String?, failures: [HandlerFailure]) -> [Condition] {
+    var conditions = old
+    let unavailable = version == nil ? failures.last.map { "\($0.error)" } : nil
+    conditions.set(
+      "DataPlane", Condition.Status(version != nil), reason: version != nil ? "Answers" : "Silent",
+      message: unavailable ?? "the data plane answers")
+    let broken = failures.filter { $0.step != nil || version != nil }.map { "\($0.error)" }
+    conditions.set(
+      "Functions", Condition.Status(broken.isEmpty), reason: broken.isEmpty ? "InPlace" : "Failed",
+      message: broken.isEmpty ? "the server sees what it should" : broken.joined(separator: "; "))
+    return conditions
+  }
+}
+
+/// A step that did not work.
+struct HandlerFailure: Sendable {
+  var step: HandlerStep?
+  var error: any Error
+}

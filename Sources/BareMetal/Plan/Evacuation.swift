@@ -1,0 +1,77 @@
+package import IaaS
+package import Kubernetes
+
+/// How a host is taken from a machine: power off, detach, remove the boot data, release, in this order.
+package struct Evacuation: Sendable, Hashable {
+  package var steps: [MachineStep]
+  /// Nil when nothing is left; else what it waits for and what to do about it.
+  package var waitsFor: String?
+
+  package var isDone: Bool { steps.isEmpty && waitsFor == nil }
+}
+
+/// The next steps to take `host` from the machine with `uid`.
+///
+/// The attachments go only after the server was read as off several times in a row. Where the host is held by somebody
+/// else or is no more, its power is none of this machine's business: there bm-handler's word that the function is gone
+/// is what counts, without which an attachment does not go away.
+/// - Parameters:
+///   - host: nil where the host object is gone.
+///   - attachments: Those of the machine on this host.
+///   - bootData: The host's, whoever's it is.
+package func evacuate(
+  hostName: String, host: BareMetalHost?, uid: String, attachments: [VolumeAttachment], bootData: Secret?,
+  power: PowerView?, grace: Duration
+) -> Evacuation {
+  var result = Evacuation(steps: [], waitsFor: nil)
+  let held = host?.status?.claim?.uid == uid
+
+  let inUse = attachments.contains { $0.isAttached && !$0.metadata.isBeingDeleted }
+  if held, inUse, power?.confirmedOff != true {
+    result.steps.append(.power(host: hostName, .off(grace: grace)))
+    result.waitsFor = offMessage(hostName, power, consequence: "its volumes stay attached until then")
+    return result
+  }
+  for attachment in attachments where !attachment.metadata.isBeingDeleted {
+    guard let name = attachment.metadata.name, let uid = attachment.metadata.uid else { continue }
+    result.steps.append(.deleteAttachment(name, uid: uid))
+  }
+  if let attachment = attachments.first {
+    let error = attachment.status?.detachError?.message.map { " (\($0))" } ?? ""
+    result.waitsFor =
+      "waits for bm-handler of \(hostName) to detach the volume \(attachment.volume)\(error); is it running? If the "
+      + "server is off for sure and its DPU is lost, remove the finalizer \(Names.attachmentFinalizer) from the "
+      + "volumeattachment \(attachment.metadata.name ?? "")"
+    return result
+  }
+  if let bootData, bootData.metadata.annotations?[Names.machineUIDAnnotation] == uid,
+    let secretUID = bootData.metadata.uid
+  {
+    result.steps.append(.deleteBootData(host: hostName, uid: secretUID))
+    result.waitsFor = "removes the boot data of \(hostName)"
+    return result
+  }
+  guard held, let host else { return result }
+  if host.status?.dpu?.boot?.hasPrefix("\(uid)/") == true {
+    result.waitsFor =
+      "waits for bm-handler of \(hostName) to remove the seed disk and the network interfaces; is it running?"
+    return result
+  }
+  // Nobody gets a server that is still running for somebody else.
+  guard power?.power == .off else {
+    result.steps.append(.power(host: hostName, .off(grace: .zero)))
+    result.waitsFor = offMessage(hostName, power, consequence: "the host stays claimed until then")
+    return result
+  }
+  result.steps.append(.releaseHost(hostName))
+  result.waitsFor = "gives \(hostName) back"
+  return result
+}
+
+private func offMessage(_ host: String, _ power: PowerView?, consequence: String) -> String {
+  if let problem = power?.problem {
+    return "waits for the server \(host) to be seen off, but \(problem); \(consequence)"
+  }
+  return "waits for the server \(host) to be seen off several times in a row (it reads "
+    + "\(power?.power.rawValue ?? "Unknown")); \(consequence)"
+}

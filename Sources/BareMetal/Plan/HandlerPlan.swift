@@ -1,0 +1,214 @@
+package import DPU
+package import IaaS
+package import Kubernetes
+
+/// An interface on the server's bus, as read back.
+package struct PluggedInterface: Sendable, Hashable {
+  package var index: Int
+  package var name: String
+  package var mac: String
+  package var tap: String
+  /// Nil where everything is in place; else what is missing.
+  package var fault: String?
+
+  package init(index: Int, name: String, mac: String, tap: String, fault: String? = nil) {
+    self.index = index
+    self.name = name
+    self.mac = mac
+    self.tap = tap
+    self.fault = fault
+  }
+}
+
+/// What bm-handler looks at: its host, what is wanted there, and what the DPU shows.
+package struct HandlerView: Sendable {
+  /// Nil where the host object is gone.
+  package var host: BareMetalHost?
+  package var bootData: BootData?
+  package var attachments: [VolumeAttachment]
+  package var volumes: [BlockVolume]
+  package var functions: [BlockFunction]
+  package var interfaces: [PluggedInterface]
+  /// The path of the seed disk that belongs to `bootData`; nil where it could not be made.
+  package var seedFile: String?
+  /// Where volumes' files are.
+  package var volumesDirectory: String
+
+  package init(host: BareMetalHost?, volumesDirectory: String) {
+    self.host = host
+    self.volumesDirectory = volumesDirectory
+    attachments = []
+    volumes = []
+    functions = []
+    interfaces = []
+  }
+}
+
+/// Something to do on the DPU. Every step may be repeated; they are done in the order of the plan.
+package enum HandlerStep: Sendable, Hashable {
+  case unplug(function: String)
+  case deleteVolume(String)
+  case createVolume(name: String, file: String, readOnly: Bool)
+  case plug(function: String, volume: String, readOnly: Bool)
+  case unplugInterface(PluggedInterface)
+  case plugInterface(index: Int, GuestInterface)
+
+  /// The volume that the step is for, where it is for one.
+  package var volume: String? {
+    switch self {
+    case .deleteVolume(let name), .createVolume(let name, _, _), .plug(_, let name, _): name
+    case .unplug, .unplugInterface, .plugInterface: nil
+    }
+  }
+}
+
+package enum HandlerPlan {
+  /// Whether a name can be a volume's: it becomes part of a path.
+  package static func isPlainVolume(_ name: String) -> Bool {
+    !name.isEmpty && name.utf8.count <= 200 && !name.hasPrefix(".") && !name.hasPrefix("-")
+      && name.utf8.allSatisfy { byte in
+        (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
+          || byte == UInt8(ascii: "-") || byte == UInt8(ascii: ".")
+      }
+  }
+
+  /// Why an attachment must not be carried out, or nil where it may.
+  ///
+  /// This is the fence: an attachment or boot data that a controller wrote for a machine that does not hold the host
+  /// any more has no effect.
+  package static func objection(to attachment: VolumeAttachment, host: BareMetalHost?) -> String? {
+    guard let host else { return "the host object is gone" }
+    guard attachment.spec.attacher == Names.storageDriver else { return "the attacher is another one" }
+    guard attachment.spec.nodeName == host.spec.dpu.node else {
+      return "it is for the node \(attachment.spec.nodeName), but this is \(host.spec.dpu.node)"
+    }
+    guard let claim = host.status?.claim, claim.uid == attachment.machineUID else {
+      return "the machine that it is for does not hold the host"
+    }
+    guard isPlainVolume(attachment.volume) else { return "the volume's name '\(attachment.volume)' cannot be a file's" }
+    guard let order = attachment.bootOrder, (0...98).contains(order) else {
+      return "the annotation \(Names.bootOrderAnnotation) is missing or not from 0 to 98"
+    }
+    return nil
+  }
+
+  /// Boot data counts only for the machine that holds the host.
+  package static func effectiveBootData(_ bootData: BootData?, host: BareMetalHost?) -> BootData? {
+    guard let bootData, let claim = host?.status?.claim, claim.uid == bootData.machineUID else { return nil }
+    return bootData
+  }
+
+  /// The steps from what the DPU shows to what is wanted: first away, then there.
+  package static func steps(_ view: HandlerView) -> [HandlerStep] {
+    var removals: [HandlerStep] = []
+    var additions: [HandlerStep] = []
+    let functions = Dictionary(view.functions.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
+    let volumes = Dictionary(view.volumes.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
+    var keptFunctions: Set<String> = []
+    var keptVolumes: Set<String> = []
+
+    func want(function: String, volume: String, file: String, readOnly: Bool) {
+      keptFunctions.insert(function)
+      keptVolumes.insert(volume)
+      var mustCreate = true
+      if let present = volumes[volume] {
+        if present.file == file, present.readOnly == readOnly {
+          mustCreate = false
+        } else {
+          for used in view.functions where used.volume == volume { removals.append(.unplug(function: used.name)) }
+          removals.append(.deleteVolume(volume))
+        }
+      }
+      if mustCreate { additions.append(.createVolume(name: volume, file: file, readOnly: readOnly)) }
+      if let present = functions[function], present.volume == volume, present.readOnly == readOnly, !mustCreate {
+        return
+      }
+      if functions[function] != nil, !mustCreate { removals.append(.unplug(function: function)) }
+      additions.append(.plug(function: function, volume: volume, readOnly: readOnly))
+    }
+
+    for attachment in view.attachments where !attachment.metadata.isBeingDeleted {
+      let volume = attachment.volume
+      guard objection(to: attachment, host: view.host) == nil, let order = attachment.bootOrder else {
+        // What is there stays there until its attachment is deleted: only bm-controller knows whether the power is off.
+        keptVolumes.insert(volume)
+        for function in view.functions where function.volume == volume { keptFunctions.insert(function.name) }
+        continue
+      }
+      want(
+        function: Names.blockFunction(bootOrder: order, volume: volume), volume: volume,
+        file: "\(view.volumesDirectory)/\(volume).img", readOnly: attachment.isReadOnly)
+    }
+
+    let bootData = effectiveBootData(view.bootData, host: view.host)
+    if bootData != nil, let seed = view.seedFile {
+      want(function: Names.seedFunction, volume: Names.seedFunction, file: seed, readOnly: true)
+    }
+    // Without its host object nothing is known about boot data: what is there stays.
+    let isBlind = view.host == nil
+    for function in view.functions where !keptFunctions.contains(function.name) {
+      if isBlind, function.name == Names.seedFunction {
+        keptVolumes.insert(function.volume)
+        continue
+      }
+      removals.append(.unplug(function: function.name))
+    }
+    for volume in view.volumes where !keptVolumes.contains(volume.name) { removals.append(.deleteVolume(volume.name)) }
+
+    let wanted = bootData?.interfaces ?? []
+    var inPlace: Set<Int> = []
+    for present in view.interfaces {
+      let match = wanted.indices.contains(present.index) ? wanted[present.index] : nil
+      if let match, match.name == present.name, match.mac == present.mac {
+        if present.fault == nil { inPlace.insert(present.index) }
+      } else if !isBlind {
+        removals.append(.unplugInterface(present))
+      }
+    }
+    for (index, interface) in wanted.enumerated() where !inPlace.contains(index) {
+      additions.append(.plugInterface(index: index, interface))
+    }
+    return unique(removals) + additions
+  }
+
+  /// Functions before the volumes behind them, each once.
+  private static func unique(_ steps: [HandlerStep]) -> [HandlerStep] {
+    var seen: Set<HandlerStep> = []
+    let once = steps.filter { seen.insert($0).inserted }
+    func isFunction(_ step: HandlerStep) -> Bool {
+      if case .unplug = step { return true }
+      return false
+    }
+    return once.filter(isFunction) + once.filter { !isFunction($0) }
+  }
+
+  /// Whether the DPU shows nothing of a volume any more.
+  package static func isGone(volume: String, volumes: [BlockVolume], functions: [BlockFunction]) -> Bool {
+    !volumes.contains { $0.name == volume } && !functions.contains { $0.volume == volume }
+  }
+
+  /// Whether the DPU shows an attachment's volume as it should.
+  package static func isShown(_ attachment: VolumeAttachment, functions: [BlockFunction]) -> Bool {
+    guard let order = attachment.bootOrder else { return false }
+    let name = Names.blockFunction(bootOrder: order, volume: attachment.volume)
+    return functions.contains {
+      $0.name == name && $0.volume == attachment.volume && $0.readOnly == attachment.isReadOnly
+    }
+  }
+
+  /// Whether seed disk and interfaces are all in place.
+  package static func isBootReady(_ view: HandlerView) -> Bool {
+    guard let bootData = effectiveBootData(view.bootData, host: view.host), let seed = view.seedFile else {
+      return false
+    }
+    let hasSeed =
+      view.functions.contains { $0.name == Names.seedFunction && $0.volume == Names.seedFunction }
+      && view.volumes.contains { $0.name == Names.seedFunction && $0.file == seed }
+    let hasInterfaces = bootData.interfaces.enumerated().allSatisfy { index, wanted in
+      view.interfaces.contains {
+        $0.index == index && $0.name == wanted.name && $0.mac == wanted.mac && $0.fault == nil
+      }
+    }
+    return hasSeed && hasInterfaces
+  }
+}

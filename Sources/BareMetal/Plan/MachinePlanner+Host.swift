@@ -1,0 +1,287 @@
+import IaaS
+import Kubernetes
+
+extension MachinePlanner {
+  /// Plans on the host that the machine holds: stop, prepare the boot, power on, watch the guest.
+  mutating func planOnHost(_ host: BareMetalHost, name: String, mayStart: Bool) {
+    let power = view.power[name] ?? PowerView()
+    if stopWanted, status.bootedAt != nil {
+      planStop(name, power)
+      return
+    }
+    if status.bootedAt != nil {
+      planBooted(host, name: name, power: power)
+      return
+    }
+    // A restart that was asked for before the first boot is this boot.
+    if restartWanted { status.observedRestart = machine.metadata.annotations?[Names.restartAnnotation] }
+    guard machine.spec.running else {
+      planParked(host, name: name, power: power)
+      return
+    }
+    planBoot(host, name: name, power: power, mayStart: mayStart)
+  }
+
+  /// Off, as wanted: the host and the attachments stay.
+  private mutating func planParked(_ host: BareMetalHost, name: String, power: PowerView) {
+    set(Kind.reachable, false, "Off", "the machine is off")
+    if power.power == .off {
+      set(Kind.powered, false, "Off", "the server is off")
+      return
+    }
+    steps.append(.power(host: name, .off(grace: .zero)))
+    set(Kind.powered, false, "Stopping", power.problem ?? "the server reads \(power.power.rawValue)")
+  }
+
+  private mutating func planStop(_ name: String, _ power: PowerView) {
+    set(Kind.reachable, false, "Stopping", "the machine is being stopped")
+    guard power.confirmedOff else {
+      steps.append(.power(host: name, .off(grace: grace)))
+      set(
+        Kind.powered, power.power == .on, "Stopping",
+        power.problem ?? "waits for the server to be seen off several times in a row (it reads \(power.power.rawValue))"
+      )
+      return
+    }
+    set(Kind.powered, false, "Off", "the server is off")
+    if restartWanted { status.observedRestart = machine.metadata.annotations?[Names.restartAnnotation] }
+    nextBoot()
+  }
+
+  /// The boot is over; the next one is another one.
+  private mutating func nextBoot() {
+    status.boot = boot + 1
+    status.bootedAt = nil
+    status.addresses = status.addresses?.map { .init(interface: $0.interface, mac: $0.mac) }
+  }
+
+  // MARK: Before power on
+
+  private mutating func planBoot(_ host: BareMetalHost, name: String, power: PowerView, mayStart: Bool) {
+    if status.boot == nil { status.boot = 1 }
+    set(Kind.reachable, false, "Off", "the machine is not on yet")
+    guard mayStart else {
+      set(Kind.powered, false, "Invalid", "the machine is not started while its spec is not valid")
+      return
+    }
+    let disksReady = planAttachments(host, name: name, power: power, mayAttach: power.power == .off)
+    let bootReady = planBootData(host, name: name)
+    let isPrepared = disksReady && bootReady
+    if isPrepared {
+      if status.timeline?.disksAttached == nil { status.timeline?.disksAttached = view.now }
+    }
+    if power.power == .on {
+      if isPrepared {
+        status.bootedAt = view.now
+        if status.timeline?.poweredOn == nil { stampPoweredOn() }
+        planBooted(host, name: name, power: power)
+        return
+      }
+      // Nobody but this machine may have it on, and with other disks than these it must not run.
+      set(Kind.powered, false, "Foreign", "the server \(name) was on before its disks were attached; turns it off")
+      steps.append(.power(host: name, .off(grace: .zero)))
+      return
+    }
+    guard isPrepared else {
+      set(
+        Kind.powered, false, "Waiting",
+        power.problem ?? (power.power == .off ? "power on waits for disks and network" : "the power is not known yet"))
+      return
+    }
+    steps.append(.power(host: name, .on))
+    set(Kind.powered, false, "PoweringOn", power.problem ?? "the BMC was told to power on")
+  }
+
+  private mutating func stampPoweredOn() {
+    guard var timeline = status.timeline else { return }
+    timeline.poweredOn = view.now
+    timeline.ownSeconds = timeline.applied.map { seconds($0, view.now) }
+    status.timeline = timeline
+  }
+
+  /// Whether every disk is attached; plans what is missing.
+  private mutating func planAttachments(
+    _ host: BareMetalHost, name: String, power: PowerView, mayAttach: Bool
+  ) -> Bool {
+    var message: String?
+    var reason = "Attaching"
+    for disk in machine.spec.disks {
+      guard let volume = volumes[disk.name] else {
+        message = message ?? "disk '\(disk.name)' has no volume yet"
+        continue
+      }
+      guard let present = view.attachments.first(where: { $0.volume == volume }) else {
+        if view.foreignAttachments[volume] != nil {
+          (reason, message) = (
+            "VolumeInUse", "the volume \(volume) of disk '\(disk.name)' is attached for another machine"
+          )
+        } else if mayAttach {
+          steps.append(.createAttachment(attachment(disk: disk, volume: volume, host: host)))
+          message = message ?? "attaches disk '\(disk.name)'"
+        } else {
+          message = message ?? "disk '\(disk.name)' is attached once the server is seen off"
+        }
+        continue
+      }
+      if present.metadata.isBeingDeleted || present.host != name || !matches(present, disk) {
+        message = message ?? "disk '\(disk.name)' is detached first, to be attached anew"
+        if present.host == name, !present.metadata.isBeingDeleted { detach(present, name: name, power: power) }
+      } else if !present.isAttached {
+        let error = present.status?.attachError?.message
+        if error != nil { reason = "AttachFailed" }
+        message =
+          error.map { "disk '\(disk.name)': \($0)" } ?? message
+          ?? "waits for bm-handler of \(name) to attach disk '\(disk.name)'; is it running?"
+      }
+    }
+    // Disks that the spec does not name any more.
+    let wanted = Set(volumes.values)
+    for attachment in view.attachments
+    where attachment.host == name && !wanted.contains(attachment.volume) && !attachment.metadata.isBeingDeleted {
+      message = message ?? "detaches the volume \(attachment.volume), which the spec does not name any more"
+      detach(attachment, name: name, power: power)
+    }
+    set(Kind.attached, message == nil, message == nil ? "Attached" : reason, message ?? "the DPU shows every disk")
+    return message == nil
+  }
+
+  private func matches(_ attachment: VolumeAttachment, _ disk: BareMetalMachine.Disk) -> Bool {
+    attachment.bootOrder == orders[disk.name] && attachment.isReadOnly == disk.readOnly
+  }
+
+  private mutating func detach(_ attachment: VolumeAttachment, name: String, power: PowerView) {
+    guard power.confirmedOff else {
+      steps.append(.power(host: name, .off(grace: .zero)))
+      return
+    }
+    guard let attachmentName = attachment.metadata.name, let uid = attachment.metadata.uid else { return }
+    steps.append(.deleteAttachment(attachmentName, uid: uid))
+  }
+
+  /// Whether seed disk and interfaces of this boot are in place; plans what is missing.
+  private mutating func planBootData(_ host: BareMetalHost, name: String) -> Bool {
+    let interfaces = GuestInterface.all(of: machine)
+    status.addresses = interfaces.map { interface in
+      .init(interface: interface.name, mac: interface.mac, address: nil)
+    }
+    let userData: String
+    switch view.userData {
+    case .text(let text): userData = text
+    case .problem(let reason, let message):
+      set(Kind.attached, false, reason, message)
+      return false
+    }
+    let wanted = BootData(
+      machine: key, machineUID: uid, boot: token, userData: userData,
+      metaData: CloudInit.metaData(machineUID: uid, name: key.name),
+      networkConfig: machine.spec.cloudInit?.networkData ?? CloudInit.networkConfig(interfaces: interfaces),
+      interfaces: interfaces)
+    let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
+    guard present == wanted else {
+      steps.append(.writeBootData(host: name, wanted))
+      if conditions.isTrue(Kind.attached) { set(Kind.attached, false, "Preparing", "writes the boot data") }
+      return false
+    }
+    guard host.status?.dpu?.boot == token else {
+      if conditions.isTrue(Kind.attached) {
+        let trouble = host.status?.dpu?.conditions?.first { $0.status == .false }?.message
+        set(
+          Kind.attached, false, "Preparing",
+          trouble ?? "waits for bm-handler of \(name) to make the seed disk and the network; is it running?")
+      }
+      return false
+    }
+    return true
+  }
+
+  // MARK: After power on
+
+  private mutating func planBooted(_ host: BareMetalHost, name: String, power: PowerView) {
+    switch power.power {
+    case .on, .poweringOn, .unknown, .poweringOff:
+      let isOn = power.power == .on || (power.power != .poweringOff && conditions.isTrue(Kind.powered))
+      set(
+        Kind.powered, isOn, power.power == .on ? "On" : "Unclear",
+        power.problem ?? (power.power == .on ? "the server is on" : "the server reads \(power.power.rawValue)"))
+    case .off:
+      set(Kind.powered, false, "Off", power.problem ?? "the server went off by itself; starts it again")
+      // One reading may be a mistake; a new boot replaces the seed disk.
+      if power.confirmedOff { nextBoot() }
+      return
+    }
+    planHotPlug(host, name: name, power: power)
+    readGuest(host)
+  }
+
+  /// Disks that were added while the machine runs are attached at once; removed ones at the next stop.
+  private mutating func planHotPlug(_ host: BareMetalHost, name: String, power: PowerView) {
+    var message: String?
+    for disk in machine.spec.disks {
+      guard let volume = volumes[disk.name] else {
+        message = message ?? "disk '\(disk.name)' has no volume yet"
+        continue
+      }
+      if let present = view.attachments.first(where: { $0.volume == volume }) {
+        if !present.isAttached {
+          message =
+            present.status?.attachError?.message.map { "disk '\(disk.name)': \($0)" }
+            ?? "waits for bm-handler of \(name) to attach disk '\(disk.name)'"
+        }
+      } else if view.foreignAttachments[volume] == nil {
+        steps.append(.createAttachment(attachment(disk: disk, volume: volume, host: host)))
+        message = message ?? "attaches disk '\(disk.name)'"
+      } else {
+        message = message ?? "the volume of disk '\(disk.name)' is attached for another machine"
+      }
+    }
+    let wanted = Set(volumes.values)
+    if let extra = view.attachments.first(where: { $0.host == name && !wanted.contains($0.volume) }),
+      volumes.count == machine.spec.disks.count
+    {
+      set(
+        Kind.attached, true, "RestartNeeded",
+        "the volume \(extra.volume), which the spec does not name any more, is detached at the next stop or restart")
+      return
+    }
+    set(Kind.attached, message == nil, message == nil ? "Attached" : "Attaching", message ?? "the DPU shows every disk")
+  }
+
+  /// What bm-handler saw of the guest in this boot.
+  private mutating func readGuest(_ host: BareMetalHost) {
+    guard !machine.spec.interfaces.isEmpty else {
+      set(Kind.reachable, true, "NoInterface", "the machine has no interface by which it could be reached")
+      return
+    }
+    let seen = host.status?.dpu?.boot == token ? host.status?.dpu?.interfaces ?? [] : []
+    if !seen.isEmpty {
+      status.addresses = seen.map { .init(interface: $0.name, mac: $0.mac, address: $0.address) }
+    }
+    let leased = seen.compactMap(\.leasedAt).min()
+    let reachable = seen.compactMap(\.reachableAt).min()
+    if boot == 1, var timeline = status.timeline {
+      timeline.leased = timeline.leased ?? leased
+      if timeline.reachable == nil, let reachable {
+        timeline.reachable = reachable
+        timeline.guestSeconds = timeline.poweredOn.map { seconds($0, reachable) }
+        timeline.totalSeconds = timeline.applied.map { seconds($0, reachable) }
+      }
+      status.timeline = timeline
+    }
+    if let answering = seen.first(where: { $0.reachable == true }) {
+      set(Kind.reachable, true, "Answers", "the guest answers ping at \(answering.address ?? "its address")")
+    } else if reachable != nil {
+      set(Kind.reachable, false, "Silent", "the guest does not answer ping any more; see its console")
+    } else if let address = seen.compactMap(\.address).first {
+      set(Kind.reachable, false, "Waiting", "the guest has the address \(address), but does not answer ping yet")
+    } else {
+      set(
+        Kind.reachable, false, "Waiting",
+        "waits for the guest to boot and take an address by DHCP; where it lasts, see its console")
+    }
+  }
+
+  private func seconds(_ from: MicroTimestamp, _ to: MicroTimestamp) -> Double {
+    // Milliseconds are as exact as the clocks of two machines are.
+    (Double(max(0, to.microseconds - from.microseconds)) / 1000).rounded() / 1000
+  }
+}

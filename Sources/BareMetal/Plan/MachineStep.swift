@@ -1,0 +1,96 @@
+package import IaaS
+package import Kubernetes
+
+/// Something to do for a machine. Every step may be repeated, and the steps of one plan may run in any order.
+package enum MachineStep: Sendable, Hashable {
+  /// Keeps the machine until everything is given back. Comes alone.
+  case addFinalizer
+  case createClaim(PersistentVolumeClaim)
+  case deleteClaim(ObjectKey, uid: String)
+  /// Makes the machine the one holder of a host that has none.
+  case claimHost(String)
+  /// Gives a host back whose attachments are gone and whose power is off.
+  case releaseHost(String)
+  case createAttachment(VolumeAttachment)
+  case deleteAttachment(String, uid: String)
+  case writeBootData(host: String, BootData)
+  case deleteBootData(host: String, uid: String)
+  case power(host: String, PowerWish)
+  /// Lets the machine go. Comes alone.
+  case removeFinalizer
+
+  /// For logs: what and to which object, without content.
+  package var summary: String {
+    switch self {
+    case .addFinalizer: "add the finalizer"
+    case .createClaim(let claim): "create claim \(claim.key)"
+    case .deleteClaim(let key, _): "delete claim \(key)"
+    case .claimHost(let host): "claim host \(host)"
+    case .releaseHost(let host): "release host \(host)"
+    case .createAttachment(let attachment): "create attachment \(attachment.metadata.name ?? "")"
+    case .deleteAttachment(let name, _): "delete attachment \(name)"
+    case .writeBootData(let host, _): "write the boot data of \(host)"
+    case .deleteBootData(let host, _): "delete the boot data of \(host)"
+    case .power(let host, let wish): "power of \(host): \(wish)"
+    case .removeFinalizer: "remove the finalizer"
+    }
+  }
+}
+
+/// The user data as far as it could be read.
+package enum UserData: Sendable, Hashable {
+  case text(String)
+  /// It is not there or cannot be used; what to do about it.
+  case problem(reason: String, message: String)
+}
+
+/// Everything that a machine's plan looks at.
+package struct MachineView: Sendable {
+  package var machine: BareMetalMachine
+  /// Claims of the machine's namespace that it names or owns, by name.
+  package var claims: [String: PersistentVolumeClaim]
+  /// Claims that its templates clone.
+  package var sources: [ObjectKey: PersistentVolumeClaim]
+  /// Attachments that carry the machine's UID.
+  package var attachments: [VolumeAttachment]
+  /// Attachments of others by volume, for the machine's volumes.
+  package var foreignAttachments: [String: VolumeAttachment]
+  /// All hosts, or at least those that the machine holds, names or may get.
+  package var hosts: [BareMetalHost]
+  package var power: [String: PowerView]
+  /// Boot data by host, for the hosts that the machine holds.
+  package var bootData: [String: Secret]
+  package var userData: UserData
+  package var now: MicroTimestamp
+  /// How long an operating system gets to shut down.
+  package var shutdownGrace: Duration
+
+  package init(machine: BareMetalMachine, now: MicroTimestamp) {
+    self.machine = machine
+    self.now = now
+    claims = [:]
+    sources = [:]
+    attachments = []
+    foreignAttachments = [:]
+    hosts = []
+    power = [:]
+    bootData = [:]
+    userData = .text("")
+    shutdownGrace = .seconds(30)
+  }
+}
+
+/// What to do, and what the status shall say.
+package struct MachinePlan: Sendable {
+  package var steps: [MachineStep]
+  package var status: BareMetalMachine.Status
+}
+
+extension VolumeAttachment {
+  package var machineUID: String? { metadata.annotations?[Names.machineUIDAnnotation] }
+  package var host: String? { metadata.labels?[Names.hostLabel] }
+  package var volume: String { spec.source.persistentVolumeName ?? "" }
+  package var isAttached: Bool { status?.attached == true }
+  package var bootOrder: Int? { metadata.annotations?[Names.bootOrderAnnotation].flatMap { Int($0) } }
+  package var isReadOnly: Bool { metadata.annotations?[Names.readOnlyAnnotation] == "true" }
+}

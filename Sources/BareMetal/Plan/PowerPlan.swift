@@ -1,0 +1,195 @@
+package import BMC
+package import IaaS
+
+/// What shall become of a server's power.
+package enum PowerWish: Sendable, Hashable {
+  /// Look only.
+  case observe
+  case on
+  /// Off; where `grace` is above zero, the operating system is asked first and given that long.
+  case off(grace: Duration)
+}
+
+/// A server's power as it was read back.
+package struct PowerView: Sendable, Hashable {
+  package var power: BareMetalHost.Power
+  /// Several readings in a row, far enough apart and the last one fresh, said off.
+  package var confirmedOff: Bool
+  /// Why the BMC cannot be asked or does not do as told, and what to do about it.
+  package var problem: String?
+
+  package init(power: BareMetalHost.Power = .unknown, confirmedOff: Bool = false, problem: String? = nil) {
+    self.power = power
+    self.confirmedOff = confirmedOff
+    self.problem = problem
+  }
+}
+
+/// The decisions about one server's power: fed with readings, it says what to command and when to look again.
+///
+/// Times are monotonic, from any beginning.
+package struct PowerTracker: Sendable, Hashable {
+  package enum Move: Sendable, Hashable {
+    /// Give the command, then look again after a while.
+    case command(PowerAction, thenReadAfter: Duration)
+    case read(after: Duration)
+    /// The wish is fulfilled; look again at leisure.
+    case settled
+  }
+
+  package struct Limits: Sendable, Hashable {
+    /// Readings of off in a row, and the least time between them.
+    package var offReadings = 3
+    package var offInterval: Duration = .seconds(3)
+    /// The least time between two equal commands.
+    package var repeatCommand: Duration = .seconds(10)
+    /// How often a refused command to go off is given to a server that reads off already.
+    package var fenceAttempts = 3
+
+    package init() {}
+  }
+
+  package private(set) var wish: PowerWish = .observe
+  package private(set) var power: PowerState = .unknown
+  private let limits: Limits
+  private var confirmation: PowerOffConfirmation
+  private var confirmed = false
+  private var readAt: Duration?
+  private var onCommandAt: Duration?
+  private var offCommandAt: Duration?
+  private var graceEndsAt: Duration?
+  private var unknownReadings = 0
+  private var readsSinceCommand = 0
+
+  package init(limits: Limits = Limits()) {
+    self.limits = limits
+    confirmation = PowerOffConfirmation(readings: limits.offReadings, interval: limits.offInterval)
+  }
+
+  /// Takes a wish; the same one again changes nothing. Returns whether it is another than before.
+  package mutating func want(_ wish: PowerWish) -> Bool {
+    guard wish != self.wish else { return false }
+    if case .off = wish, case .off = self.wish {
+      // A shorter grace is another wish, but what was commanded stays commanded.
+    } else {
+      graceEndsAt = nil
+      offCommandAt = nil
+      readsSinceCommand = 0
+      isFenced = false
+      fenceAttempts = 0
+    }
+    self.wish = wish
+    return true
+  }
+
+  /// Whether the server is off for sure, by readings of which the last is younger than `freshness`.
+  package func isConfirmedOff(at time: Duration, freshness: Duration) -> Bool {
+    guard confirmed, let readAt else { return false }
+    return time - readAt <= freshness
+  }
+
+  /// How old the last reading is; nil where there is none.
+  package func age(at time: Duration) -> Duration? { readAt.map { time - $0 } }
+
+  /// Takes a reading and says what to do next.
+  package mutating func observe(_ state: PowerState, at time: Duration) -> Move {
+    power = state
+    readAt = time
+    unknownReadings = state == .unknown ? unknownReadings + 1 : 0
+    var again: Duration?
+    switch confirmation.observe(state, at: time) {
+    case .confirmed: confirmed = true
+    case .refuted: confirmed = false
+    case .readAgain(let wait): if !confirmed { again = wait }
+    }
+    readsSinceCommand += 1
+
+    switch wish {
+    case .observe:
+      return again.map { .read(after: $0) } ?? .settled
+    case .on:
+      if state == .on {
+        wish = .observe
+        return .settled
+      }
+      if state == .poweringOn { return .read(after: .milliseconds(200)) }
+      if let onCommandAt, time - onCommandAt < limits.repeatCommand { return .read(after: backoff) }
+      return command(.on, at: time)
+    case .off(let grace):
+      if state == .off {
+        // Somebody, perhaps this controller before it died, may have told it to go on and the BMC not have done so yet.
+        // The contrary command puts an end to that; only readings after it count.
+        if !isFenced {
+          fenceAttempts += 1
+          return command(.forceOff, at: time)
+        }
+        if confirmed {
+          wish = .observe
+          return .settled
+        }
+        return .read(after: again ?? limits.offInterval)
+      }
+      // A server that is on has nothing pending that would turn it on.
+      if state == .on { isFenced = true }
+      if state == .unknown, unknownReadings < 3 { return .read(after: .seconds(1)) }
+      if grace > .zero {
+        guard let graceEndsAt else {
+          self.graceEndsAt = time + grace
+          return command(.gracefulShutdown, at: time)
+        }
+        if time < graceEndsAt { return .read(after: min(.milliseconds(500), graceEndsAt - time)) }
+      }
+      if let offCommandAt, offForced, time - offCommandAt < limits.repeatCommand { return .read(after: backoff) }
+      return command(.forceOff, at: time)
+    }
+  }
+
+  private var offForced = false
+  /// Whether a server that reads off cannot go on by a command from before.
+  private var isFenced = false
+  private var fenceAttempts = 0
+
+  /// A command failed: a graceful one is not repeated, the hard one follows at the next reading.
+  package mutating func failed(_ action: PowerAction) {
+    switch action {
+    case .gracefulShutdown: graceEndsAt = .zero
+    case .on: onCommandAt = nil
+    default:
+      offCommandAt = nil
+      offForced = false
+      // There are BMCs that refuse to turn off what is off.
+      if power == .off { isFenced = fenceAttempts >= limits.fenceAttempts }
+    }
+  }
+
+  private mutating func command(_ action: PowerAction, at time: Duration) -> Move {
+    readsSinceCommand = 0
+    confirmed = false
+    confirmation = PowerOffConfirmation(readings: limits.offReadings, interval: limits.offInterval)
+    switch action {
+    case .on:
+      onCommandAt = time
+      isFenced = false
+    default:
+      offCommandAt = time
+      offForced = action == .forceOff
+      if offForced { isFenced = true }
+    }
+    return .command(action, thenReadAfter: .milliseconds(100))
+  }
+
+  /// 100, 200, 400, ... milliseconds, at most 2 s.
+  private var backoff: Duration { min(.milliseconds(100 << min(readsSinceCommand, 5)), .seconds(2)) }
+}
+
+extension BareMetalHost.Power {
+  package init(_ state: PowerState) {
+    switch state {
+    case .on: self = .on
+    case .off: self = .off
+    case .poweringOn: self = .poweringOn
+    case .poweringOff: self = .poweringOff
+    case .unknown: self = .unknown
+    }
+  }
+}

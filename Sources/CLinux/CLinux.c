@@ -1,0 +1,160 @@
+#define _GNU_SOURCE
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "CLinux.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+#include <unistd.h>
+
+#define MAX_FDS 64
+
+ssize_t clinux_recv_with_fds(int socket, void *buffer, size_t length, int flags, int *fds, int *fd_count) {
+  union {
+    struct cmsghdr header;
+    char bytes[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+  } control;
+  struct iovec iov = {.iov_base = buffer, .iov_len = length};
+  int room = *fd_count < MAX_FDS ? *fd_count : MAX_FDS;
+  struct msghdr message = {
+      .msg_iov = &iov,
+      .msg_iovlen = 1,
+      .msg_control = room > 0 ? control.bytes : NULL,
+      .msg_controllen = room > 0 ? CMSG_SPACE(sizeof(int) * (size_t)room) : 0,
+  };
+  ssize_t result;
+  *fd_count = 0;
+  do {
+    result = recvmsg(socket, &message, flags | MSG_CMSG_CLOEXEC);
+  } while (result < 0 && errno == EINTR);
+  if (result < 0) return result;
+  for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    int count = (int)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+    for (int i = 0; i < count; i++) {
+      int fd;
+      memcpy(&fd, CMSG_DATA(header) + sizeof(int) * (size_t)i, sizeof(int));
+      if (*fd_count < room) {
+        fds[(*fd_count)++] = fd;
+      } else {
+        close(fd);
+      }
+    }
+  }
+  return result;
+}
+
+ssize_t clinux_send_with_fds(int socket, const void *buffer, size_t length, const int *fds, int fd_count) {
+  union {
+    struct cmsghdr header;
+    char bytes[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+  } control;
+  struct iovec iov = {.iov_base = (void *)buffer, .iov_len = length};
+  struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+  ssize_t result;
+  if (fd_count < 0 || fd_count > MAX_FDS) {
+    errno = EINVAL;
+    return -1;
+  }
+  if (fd_count > 0) {
+    memset(&control, 0, sizeof(control));
+    message.msg_control = control.bytes;
+    message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)fd_count);
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)fd_count);
+    memcpy(CMSG_DATA(header), fds, sizeof(int) * (size_t)fd_count);
+  }
+  do {
+    result = sendmsg(socket, &message, MSG_NOSIGNAL);
+  } while (result < 0 && errno == EINTR);
+  return result;
+}
+
+int clinux_memfd_create(const char *name, unsigned int flags) { return memfd_create(name, flags | MFD_CLOEXEC); }
+
+int64_t clinux_block_device_size(int fd) {
+  uint64_t size = 0;
+  return ioctl(fd, BLKGETSIZE64, &size) == 0 ? (int64_t)size : -1;
+}
+
+int clinux_block_device_block_size(int fd) {
+  int size = 0;
+  return ioctl(fd, BLKSSZGET, &size) == 0 ? size : -1;
+}
+
+void clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t *offset) {
+  // struct statx by its offsets: the C library's may be older than these members.
+  enum { MASK = 0, MEMORY_ALIGN = 152, OFFSET_ALIGN = 156, SIZE = 256, DIOALIGN = 0x2000 };
+  _Alignas(8) unsigned char data[SIZE] = {0};
+  uint32_t mask = 0;
+  *memory = 4096;
+  *offset = 4096;
+  if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, DIOALIGN, data) != 0) return;
+  memcpy(&mask, data + MASK, sizeof(mask));
+  if (!(mask & DIOALIGN)) return;
+  memcpy(memory, data + MEMORY_ALIGN, sizeof(*memory));
+  memcpy(offset, data + OFFSET_ALIGN, sizeof(*offset));
+}
+
+int clinux_is_memory_file(int fd) {
+  enum { TMPFS = 0x01021994, RAMFS = 0x858458f6 };
+  struct statfs status;
+  if (fstatfs(fd, &status) != 0) return 0;
+  return (uint32_t)status.f_type == TMPFS || (uint32_t)status.f_type == RAMFS;
+}
+
+uint64_t clinux_monotonic_nanoseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+int clinux_ring_create(unsigned entries, struct io_uring *ring) {
+  // The best first: completions run only when the thread asks for them (Linux 6.1), then older ways.
+  static const unsigned choices[] = {
+      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+      IORING_SETUP_COOP_TASKRUN,
+      0,
+  };
+  int result = -EINVAL;
+  for (unsigned i = 0; i < sizeof(choices) / sizeof(choices[0]) && result == -EINVAL; i++) {
+    struct io_uring_params parameters;
+    memset(&parameters, 0, sizeof(parameters));
+    parameters.flags = choices[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
+    parameters.cq_entries = entries * 4;
+    result = io_uring_queue_init_params(entries, ring, &parameters);
+  }
+  return result;
+}
+
+int clinux_open_direct(const char *path, int flags) { return open(path, flags | O_DIRECT | O_CLOEXEC); }
+
+int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
+  return fallocate(fd, mode, (off_t)offset, (off_t)length);
+}
+
+void clinux_name_thread(const char *name) {
+  char kept[16];
+  snprintf(kept, sizeof(kept), "%s", name);
+  pthread_setname_np(pthread_self(), kept);
+}
+
+int clinux_accept(int listener) {
+  int fd;
+  do {
+    fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  } while (fd < 0 && errno == EINTR);
+  return fd;
+}

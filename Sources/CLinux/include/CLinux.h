@@ -1,0 +1,131 @@
+// The kernel interfaces that Swift's Glibc module does not export.
+#pragma once
+// No _GNU_SOURCE here: it changes types such as fd_set, which then clash with Swift's Glibc module.
+#include "CLinuxSpawn.h"
+#include <liburing.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/io_uring.h>
+#include <linux/memfd.h>
+#include <linux/vhost.h>
+#include <linux/virtio_blk.h>
+#include <linux/virtio_ring.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/timerfd.h>
+#include <sys/types.h>
+
+// Receives bytes and the descriptors that come with them (SCM_RIGHTS), close-on-exec.
+// `*fd_count` holds the room in `fds` on entry and the number received on return. Descriptors beyond that room are
+// closed by the kernel. Returns recvmsg's result: -1 with errno, 0 at the end of the stream.
+ssize_t clinux_recv_with_fds(int socket, void *buffer, size_t length, int flags, int *fds, int *fd_count);
+
+// Sends bytes with descriptors attached to the first of them; never raises SIGPIPE.
+ssize_t clinux_send_with_fds(int socket, const void *buffer, size_t length, const int *fds, int fd_count);
+
+// Creates anonymous memory as a file (memfd_create), close-on-exec; -1 with errno.
+int clinux_memfd_create(const char *name, unsigned int flags);
+
+// Loads and stores of memory that another process writes at the same time.
+static inline uint16_t clinux_load_acquire_u16(const void *address) {
+  return __atomic_load_n((const uint16_t *)address, __ATOMIC_ACQUIRE);
+}
+static inline uint16_t clinux_load_relaxed_u16(const void *address) {
+  return __atomic_load_n((const uint16_t *)address, __ATOMIC_RELAXED);
+}
+static inline void clinux_store_release_u16(void *address, uint16_t value) {
+  __atomic_store_n((uint16_t *)address, value, __ATOMIC_RELEASE);
+}
+static inline void clinux_full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void clinux_release_fence(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+
+// Size in bytes of a block device; -1 with errno.
+int64_t clinux_block_device_size(int fd);
+// Logical block size in bytes of a block device; -1 with errno.
+int clinux_block_device_block_size(int fd);
+
+// Alignment that direct I/O on the file needs (statx STATX_DIOALIGN, Linux 6.1): of memory and of offsets, in bytes.
+// Both are 0 where the file has no direct I/O, and 4096 where the kernel does not tell.
+void clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t *offset);
+
+// Whether the file lives in memory (tmpfs, ramfs): its I/O never waits for a device.
+int clinux_is_memory_file(int fd);
+
+// The monotonic clock in nanoseconds.
+uint64_t clinux_monotonic_nanoseconds(void);
+
+// A descriptor of a split virtqueue, read once: the other side may change it at any time.
+struct clinux_descriptor {
+  uint64_t address;
+  uint32_t length;
+  uint16_t flags;
+  uint16_t next;
+};
+static inline struct clinux_descriptor clinux_load_descriptor(const void *address) {
+  uint64_t low = __atomic_load_n((const uint64_t *)address, __ATOMIC_RELAXED);
+  uint64_t high = __atomic_load_n((const uint64_t *)address + 1, __ATOMIC_RELAXED);
+  struct clinux_descriptor descriptor = {
+      .address = low,
+      .length = (uint32_t)high,
+      .flags = (uint16_t)(high >> 32),
+      .next = (uint16_t)(high >> 48),
+  };
+  return descriptor;
+}
+
+// io_uring submissions with types that do not change between versions of liburing.
+static inline void clinux_prep_rw(struct io_uring_sqe *sqe, int write, int fd, const struct iovec *vectors,
+                                  unsigned count, uint64_t offset, int flags, uint64_t user_data) {
+  if (count == 1) {
+    io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, fd, vectors->iov_base,
+                     (unsigned)vectors->iov_len, offset);
+  } else {
+    io_uring_prep_rw(write ? IORING_OP_WRITEV : IORING_OP_READV, sqe, fd, vectors, count, offset);
+  }
+  sqe->rw_flags = flags;
+  sqe->user_data = user_data;
+}
+static inline void clinux_prep_datasync(struct io_uring_sqe *sqe, int fd, uint64_t user_data) {
+  io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+  sqe->user_data = user_data;
+}
+static inline void clinux_prep_fallocate(struct io_uring_sqe *sqe, int fd, int mode, uint64_t offset, uint64_t length,
+                                         uint64_t user_data) {
+  io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, fd, (const void *)(uintptr_t)length, (unsigned)mode, offset);
+  sqe->user_data = user_data;
+}
+static inline void clinux_prep_write(struct io_uring_sqe *sqe, int fd, const void *buffer, unsigned length,
+                                     uint64_t user_data) {
+  io_uring_prep_rw(IORING_OP_WRITE, sqe, fd, buffer, length, 0);
+  sqe->user_data = user_data;
+}
+static inline void clinux_prep_poll(struct io_uring_sqe *sqe, int fd, unsigned mask, uint64_t user_data) {
+  io_uring_prep_poll_multishot(sqe, fd, mask);
+  sqe->user_data = user_data;
+}
+static inline void clinux_prep_cancel(struct io_uring_sqe *sqe, uint64_t target, uint64_t user_data) {
+  io_uring_prep_rw(IORING_OP_ASYNC_CANCEL, sqe, -1, (const void *)(uintptr_t)target, 0, 0);
+  sqe->user_data = user_data;
+}
+
+// A ring of its own for the calling thread, with the flags that the kernel has; 0 or a negative error number.
+int clinux_ring_create(unsigned entries, struct io_uring *ring);
+
+// Ranges of memory that are shared with a process that is not trusted. Where such a process shortens the file below
+// a range, a touch would end this process with SIGBUS: the handler puts a private page of zeros there instead.
+void clinux_guard_install(void);
+void clinux_guard_add(void *start, size_t length);
+void clinux_guard_remove(void *start, size_t length);
+
+// open with O_DIRECT, close-on-exec; -1 with errno.
+int clinux_open_direct(const char *path, int flags);
+// fallocate(2): 0, or -1 with errno.
+int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+// Names the calling thread; up to 15 bytes are kept.
+void clinux_name_thread(const char *name);
+// Takes a connection from a listening socket: non-blocking, close-on-exec; -1 with errno.
+int clinux_accept(int listener);

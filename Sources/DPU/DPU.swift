@@ -1,0 +1,69 @@
+/// A file that the DPU offers as a block device to the functions of its server.
+public struct BlockVolume: Sendable, Hashable {
+  /// The volume's name; a persistent volume's handle.
+  public var name: String
+  /// The path of the file, as the DPU sees it.
+  public var file: String
+  /// Size of a logical block in bytes.
+  public var blockSize: Int
+  /// Size of the volume in blocks.
+  public var blockCount: UInt64
+  public var readOnly: Bool
+
+  public init(name: String, file: String, blockSize: Int, blockCount: UInt64, readOnly: Bool) {
+    self.name = name
+    self.file = file
+    self.blockSize = blockSize
+    self.blockCount = blockCount
+    self.readOnly = readOnly
+  }
+
+  /// Size of the volume in bytes.
+  public var capacity: UInt64 { blockCount &* UInt64(max(0, blockSize)) }
+}
+
+/// A PCIe function of the server that shows a volume as a disk.
+public struct BlockFunction: Sendable, Hashable {
+  /// The function's name, which is also the name of its slot on the bus.
+  public var name: String
+  /// The volume behind it.
+  public var volume: String
+  public var readOnly: Bool
+
+  public init(name: String, volume: String, readOnly: Bool) {
+    self.name = name
+    self.volume = volume
+    self.readOnly = readOnly
+  }
+}
+
+/// What bare-metal handling needs of a DPU, and all it needs: disks of one server, read back and changed.
+///
+/// Every change is safe to repeat: what is there already with the same parameters counts as done, and so does the
+/// removal of what is absent. What is there with other parameters is an error (`.conflict`). All methods throw
+/// `DPUError` or `CancellationError`.
+public protocol DPU: Sendable {
+  /// The data plane's name and version.
+  func version() async throws -> String
+
+  /// The volumes that exist, in the order of their names.
+  func volumes() async throws -> [BlockVolume]
+
+  /// The functions that exist, in the order of their names.
+  func functions() async throws -> [BlockFunction]
+
+  /// Opens the file at `file` as a volume.
+  func createVolume(name: String, file: String, readOnly: Bool) async throws
+
+  /// Closes a volume; its file stays. A volume with a function is in use and is refused.
+  func deleteVolume(name: String) async throws
+
+  /// Takes notice of a file that has grown, and tells the server.
+  func rescanVolume(name: String) async throws
+
+  /// Shows a volume to the server as a disk.
+  func plug(function: String, volume: String, readOnly: Bool) async throws
+
+  /// Takes a disk away from the server. When this returns, the server can reach the volume no more.
+  func unplug(function: String) async throws
+}

@@ -1,0 +1,167 @@
+public import Kubernetes
+
+extension BareMetalHost {
+  public enum Phase: String, Codable, Sendable, Hashable {
+    case registering = "Registering"
+    case available = "Available"
+    case claimed = "Claimed"
+    case maintenance = "Maintenance"
+    case error = "Error"
+  }
+
+  public enum Power: String, Codable, Sendable, Hashable {
+    case on = "On"
+    case off = "Off"
+    case poweringOn = "PoweringOn"
+    case poweringOff = "PoweringOff"
+    case unknown = "Unknown"
+  }
+
+  /// Condition types of a host.
+  public enum ConditionType {
+    public static let ready = "Ready"
+    public static let bmcReachable = "BMCReachable"
+    public static let dpuReady = "DPUReady"
+  }
+
+  public struct Status: Codable, Sendable, Hashable {
+    public var observedGeneration: Int64?
+    public var phase: Phase?
+    public var power: Power?
+    public var powerReadAt: Timestamp?
+    public var hardware: Hardware?
+    public var dpu: DPUStatus?
+    public var claim: Claim?
+    public var conditions: [Condition]?
+
+    public init() {}
+  }
+
+  /// Which machine holds the host.
+  public struct Claim: Codable, Sendable, Hashable {
+    public var namespace: String
+    public var name: String
+    public var uid: String
+
+    public init(namespace: String, name: String, uid: String) {
+      self.namespace = namespace
+      self.name = name
+      self.uid = uid
+    }
+  }
+
+  public struct Hardware: Codable, Sendable, Hashable {
+    public struct CPU: Codable, Sendable, Hashable {
+      public var count: Int?
+      public var cores: Int?
+      public var threads: Int?
+      public var model: String?
+      public var architecture: String?
+
+      public init(
+        count: Int? = nil, cores: Int? = nil, threads: Int? = nil, model: String? = nil, architecture: String? = nil
+      ) {
+        self.count = count
+        self.cores = cores
+        self.threads = threads
+        self.model = model
+        self.architecture = architecture
+      }
+    }
+
+    public struct NIC: Codable, Sendable, Hashable {
+      public var name: String
+      public var mac: String?
+      public var speedMbps: Int?
+
+      public init(name: String, mac: String? = nil, speedMbps: Int? = nil) {
+        self.name = name
+        self.mac = mac
+        self.speedMbps = speedMbps
+      }
+    }
+
+    public struct Drive: Codable, Sendable, Hashable {
+      public var name: String
+      public var model: String?
+      public var serialNumber: String?
+      public var capacityBytes: Int64?
+
+      public init(name: String, model: String? = nil, serialNumber: String? = nil, capacityBytes: Int64? = nil) {
+        self.name = name
+        self.model = model
+        self.serialNumber = serialNumber
+        self.capacityBytes = capacityBytes
+      }
+    }
+
+    public var manufacturer: String?
+    public var model: String?
+    public var serialNumber: String?
+    public var biosVersion: String?
+    public var bmcFirmwareVersion: String?
+    public var cpu: CPU?
+    public var memoryMiB: Int?
+    public var nics: [NIC]?
+    public var drives: [Drive]?
+
+    public init() {}
+  }
+
+  /// What bm-handler reports; only it writes here, with server-side apply.
+  public struct DPUStatus: Codable, Sendable, Hashable {
+    public var ready: Bool?
+    public var version: String?
+    /// The boot whose seed disk and NICs are in place (`Names.bootAnnotation` of the boot data).
+    public var boot: String?
+    public var slots: [Slot]?
+    public var interfaces: [Interface]?
+    public var conditions: [Condition]?
+
+    public init() {}
+  }
+
+  public struct Slot: Codable, Sendable, Hashable {
+    public enum Kind: String, Codable, Sendable, Hashable {
+      case disk
+      case seed
+      case nic
+    }
+
+    public var name: String
+    public var kind: Kind
+    public var device: String?
+    public var volume: String?
+    public var state: String?
+
+    public init(name: String, kind: Kind, device: String? = nil, volume: String? = nil, state: String? = nil) {
+      self.name = name
+      self.kind = kind
+      self.device = device
+      self.volume = volume
+      self.state = state
+    }
+  }
+
+  /// A machine's interface as the DPU sees it; the times are those of the boot in `DPUStatus.boot`.
+  public struct Interface: Codable, Sendable, Hashable {
+    public var name: String
+    public var mac: String
+    public var address: String?
+    public var leasedAt: MicroTimestamp?
+    public var reachable: Bool?
+    public var reachableAt: MicroTimestamp?
+
+    public init(
+      name: String, mac: String, address: String? = nil, leasedAt: MicroTimestamp? = nil, reachable: Bool? = nil,
+      reachableAt: MicroTimestamp? = nil
+    ) {
+      self.name = name
+      self.mac = mac
+      self.address = address
+      self.leasedAt = leasedAt
+      self.reachable = reachable
+      self.reachableAt = reachableAt
+    }
+  }
+}

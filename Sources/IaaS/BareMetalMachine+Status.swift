@@ -1,0 +1,94 @@
+public import Kubernetes
+
+extension BareMetalMachine {
+  public enum Phase: String, Codable, Sendable, Hashable, CaseIterable {
+    case pending = "Pending"
+    case provisioning = "Provisioning"
+    case starting = "Starting"
+    case running = "Running"
+    case stopping = "Stopping"
+    case stopped = "Stopped"
+    case deleting = "Deleting"
+  }
+
+  /// Condition types of a machine.
+  public enum ConditionType {
+    /// The spec makes sense; false names the field and the remedy.
+    public static let valid = "Valid"
+    public static let volumesReady = "VolumesReady"
+    public static let hostClaimed = "HostClaimed"
+    public static let attached = "Attached"
+    /// The server is on, as read back.
+    public static let powered = "Powered"
+    public static let reachable = "Reachable"
+    /// The machine is what its spec asks for.
+    public static let ready = "Ready"
+    /// While a machine is deleted: what it waits for.
+    public static let deleted = "Deleted"
+  }
+
+  public struct Status: Codable, Sendable, Hashable {
+    public var observedGeneration: Int64?
+    public var phase: Phase?
+    public var message: String?
+    public var host: String?
+    public var boot: Int64?
+    public var bootedAt: MicroTimestamp?
+    public var observedRestart: String?
+    public var addresses: [Address]?
+    public var volumes: [Volume]?
+    public var timeline: Timeline?
+    public var conditions: [Condition]?
+
+    public init() {}
+  }
+
+  public struct Address: Codable, Sendable, Hashable {
+    public var interface: String
+    public var mac: String?
+    public var address: String?
+
+    public init(interface: String, mac: String? = nil, address: String? = nil) {
+      self.interface = interface
+      self.mac = mac
+      self.address = address
+    }
+  }
+
+  public struct Volume: Codable, Sendable, Hashable {
+    public var disk: String
+    public var claim: String
+    public var volume: String?
+    public var attached: Bool?
+    public var bootOrder: Int?
+
+    public init(
+      disk: String, claim: String, volume: String? = nil, attached: Bool? = nil, bootOrder: Int? = nil
+    ) {
+      self.disk = disk
+      self.claim = claim
+      self.volume = volume
+      self.attached = attached
+      self.bootOrder = bootOrder
+    }
+  }
+
+  /// When the first start passed which point.
+  public struct Timeline: Codable, Sendable, Hashable {
+    public var applied: MicroTimestamp?
+    public var hostClaimed: MicroTimestamp?
+    public var volumesReady: MicroTimestamp?
+    public var disksAttached: MicroTimestamp?
+    public var poweredOn: MicroTimestamp?
+    public var leased: MicroTimestamp?
+    public var reachable: MicroTimestamp?
+    /// From `applied` to `poweredOn`.
+    public var ownSeconds: Double?
+    /// From `poweredOn` to `reachable`: firmware and the guest's boot.
+    public var guestSeconds: Double?
+    /// From `applied` to `reachable`.
+    public var totalSeconds: Double?
+
+    public init() {}
+  }
+}

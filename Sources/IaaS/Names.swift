@@ -1,0 +1,83 @@
+/// Names that the components agree on: labels, annotations, finalizers and derived object names.
+public enum Names {
+  /// The API group of all resources here.
+  public static let group = "iaas.yusur.io"
+  /// The namespace of the cloud's own objects.
+  public static let systemNamespace = "ycloud-system"
+
+  /// Label: the host that an attachment or boot data belongs to.
+  public static let hostLabel = "iaas.yusur.io/host"
+  /// Label: the UID of the machine that a claim or an attachment belongs to.
+  public static let machineUIDLabel = "iaas.yusur.io/machine-uid"
+
+  /// Annotation: `namespace/name` of the machine, for people.
+  public static let machineAnnotation = "iaas.yusur.io/machine"
+  /// Annotation: the UID of the machine.
+  public static let machineUIDAnnotation = "iaas.yusur.io/machine-uid"
+  /// Annotation of boot data: the boot that it is for; a new value makes the handler look for the guest anew.
+  public static let bootAnnotation = "iaas.yusur.io/boot"
+  /// Annotation of an attachment: the disk's place in the boot order, a decimal number.
+  public static let bootOrderAnnotation = "iaas.yusur.io/boot-order"
+  /// Annotation of an attachment: `true` where the server may only read the volume.
+  public static let readOnlyAnnotation = "iaas.yusur.io/read-only"
+  /// Annotation of a machine: any new value restarts it.
+  public static let restartAnnotation = "iaas.yusur.io/restart-requested"
+  /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.
+  public static let cloneFromAnnotation = "csi.ycloud.yusur.io/clone-from"
+
+  /// Finalizer of a machine: bm-controller gives everything back before the machine goes.
+  public static let machineFinalizer = "iaas.yusur.io/machine"
+  /// Finalizer of a host while a machine holds it.
+  public static let claimFinalizer = "iaas.yusur.io/claimed"
+  /// Finalizer of an attachment: bm-handler removes it once the DPU shows the function no more.
+  public static let attachmentFinalizer = "iaas.yusur.io/dpu"
+
+  /// The attacher of volumes and the provisioner of the storage class.
+  public static let storageDriver = "csi.ycloud.yusur.io"
+  /// Type of a boot-data secret.
+  public static let bootDataType = "iaas.yusur.io/boot-data"
+
+  /// The claim of a machine's disk that is made from a template.
+  public static func claim(machine: String, disk: String) -> String { "\(machine)-\(disk)" }
+
+  /// The one attachment that a volume can have: because the name is the volume's, the API server refuses a second.
+  public static func attachment(volume: String) -> String { "ycloud-\(volume)" }
+
+  /// The secret that holds a host's boot data, in `systemNamespace`.
+  public static func bootData(host: String) -> String { "host-\(host)" }
+
+  /// The PCIe function of a disk: `blk-<boot order>-<volume>`.
+  public static func blockFunction(bootOrder: Int, volume: String) -> String {
+    "blk-\(twoDigits(bootOrder))-\(volume)"
+  }
+
+  /// The PCIe function of the seed disk, last in the boot order.
+  public static let seedFunction = "blk-99-seed"
+
+  /// The PCIe function of a NIC: `nic-<index>-<interface>`.
+  public static func networkFunction(index: Int, interface: String) -> String {
+    "nic-\(twoDigits(index))-\(interface)"
+  }
+
+  private static func twoDigits(_ number: Int) -> String { number < 10 ? "0\(number)" : "\(number)" }
+}
+
+/// MAC addresses for interfaces that do not ask for one.
+public enum MACAddress {
+  /// A locally administered unicast address from a UID and the interface's index (FNV-1a, 64 bits): the same input
+  /// always gives the same address.
+  public static func derived(uid: String, index: Int) -> String {
+    var hash: UInt64 = 0xcbf2_9ce4_8422_2325
+    for byte in uid.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
+    hash = (hash ^ UInt64(UInt8(truncatingIfNeeded: index))) &* 0x100_0000_01b3
+    // FNV's low bits depend on the low bits of the input only; fold the high ones in.
+    hash ^= hash >> 32
+    var text = "02"
+    for shift in stride(from: 32, through: 0, by: -8) {
+      let byte = UInt8(truncatingIfNeeded: hash >> UInt64(shift))
+      text += byte < 16 ? ":0" : ":"
+      text += String(byte, radix: 16)
+    }
+    return text
+  }
+}

@@ -1,0 +1,172 @@
+import CLinux
+import Dispatch
+import Glibc
+public import JSON
+import Synchronization
+
+/// A server of JSON-RPC 2.0 over a unix socket, as SPDK's is: requests without framing, one after the other or in
+/// batches, and a connection that is closed where it sends what is not JSON.
+///
+/// Requests are handed on one at a time, in the order of their arrival; answers may come later and in any order.
+public final class JSONRPCServer: Sendable {
+  /// Answers one request. It must not block; `reply` is called exactly once, from any thread.
+  public typealias Handler =
+    @Sendable (_ request: Request, _ reply: @escaping @Sendable (Result<JSONValue, ResponseError>) -> Void) -> Void
+
+  private struct State {
+    var source: SharedSource<any DispatchSourceRead>?
+    var connections: [ObjectIdentifier: JSONConnection] = [:]
+    var isClosed = false
+  }
+
+  /// How many clients may be connected, and how many requests one of them may have open.
+  public static let maximumConnections = 64
+  public static let maximumOpenRequests = 256
+
+  public let path: String
+  private let handler: Handler
+  private let maximumLength: Int
+  private let queue = DispatchQueue(label: "JSONRPCServer")
+  private let state = Mutex(State())
+
+  /// - Parameter maximumLength: the longest request, in bytes.
+  public init(path: String, maximumLength: Int = 1 << 20, handler: @escaping Handler) {
+    self.path = path
+    self.maximumLength = maximumLength
+    self.handler = handler
+  }
+
+  /// Begins to listen. The socket is open to the owner of this process only.
+  public func start() throws(JSONRPCError) {
+    let fd = try UnixSocket.listen(path: path)
+    let source = DispatchSource.makeReadSource(fileDescriptor: fd, queue: queue)
+    source.setEventHandler { [weak self] in self?.accept(fd) }
+    source.setCancelHandler { close(fd) }
+    let shared = SharedSource(source)
+    state.withLock { $0.source = shared }
+    shared.source.resume()
+  }
+
+  /// Ends listening, removes the socket and closes all connections.
+  public func stop() {
+    let connections = state.withLock { state -> [JSONConnection] in
+      guard !state.isClosed else { return [] }
+      state.isClosed = true
+      unlink(path)
+      state.source?.source.cancel()
+      state.source = nil
+      defer { state.connections = [:] }
+      return Array(state.connections.values)
+    }
+    for connection in connections { connection.closeAfterFlush() }
+  }
+
+  private func accept(_ listener: CInt) {
+    while true {
+      let fd = clinux_accept(listener)
+      guard fd >= 0 else { return }
+      let isRefused = state.withLock { $0.isClosed || $0.connections.count >= JSONRPCServer.maximumConnections }
+      if isRefused {
+        close(fd)
+        continue
+      }
+      serve(fd)
+    }
+  }
+
+  private func serve(_ fd: CInt) {
+    let client = Client()
+    let connection = JSONConnection(
+      adopting: fd, maximumLength: maximumLength,
+      onValue: { [weak self] value in
+        guard let self, let connection = client.connection else { return }
+        queue.async { self.receive(value, connection, client) }
+      },
+      onClose: { [weak self] _ in
+        guard let self, let connection = client.connection else { return }
+        client.set(nil)
+        _ = state.withLock { $0.connections.removeValue(forKey: ObjectIdentifier(connection)) }
+      })
+    client.set(connection)
+    state.withLock { $0.connections[ObjectIdentifier(connection)] = connection }
+    connection.start()
+  }
+
+  /// What the server knows of a connection.
+  private final class Client: Sendable {
+    private struct State {
+      var connection: JSONConnection?
+      var openRequests = 0
+    }
+    private let state = Mutex(State())
+    var connection: JSONConnection? { state.withLock { $0.connection } }
+    func set(_ connection: JSONConnection?) { state.withLock { $0.connection = connection } }
+
+    /// Counts a request in; false where the client has too many.
+    func open() -> Bool {
+      state.withLock { state in
+        guard state.openRequests < JSONRPCServer.maximumOpenRequests else { return false }
+        state.openRequests += 1
+        return true
+      }
+    }
+
+    func close() { state.withLock { $0.openRequests -= 1 } }
+  }
+
+  private func receive(_ value: JSONValue, _ connection: JSONConnection, _ client: Client) {
+    guard client.open() else {
+      return connection.close(
+        JSONRPCError(code: .overloaded, operation: "receive", message: "too many open requests"))
+    }
+    answer(value) { answer in
+      client.close()
+      guard let answer else { return }
+      try? connection.send(answer, operation: "reply")
+    }
+  }
+
+  /// Answers a request or a batch; nil where there is nothing to answer.
+  private func answer(_ value: JSONValue, _ reply: @escaping @Sendable (JSONValue?) -> Void) {
+    guard let batch = value.arrayValue else { return answerOne(value, reply) }
+    guard !batch.isEmpty, batch.count <= JSONRPCServer.maximumOpenRequests else {
+      return reply(Response(id: .null, result: .failure(.invalidRequest)).json)
+    }
+    let collector = Collector(count: batch.count, reply: reply)
+    for (index, element) in batch.enumerated() {
+      answerOne(element) { collector.add($0, at: index) }
+    }
+  }
+
+  /// Gathers the answers of a batch in the order of its requests.
+  private final class Collector: Sendable {
+    private let answers: Mutex<(left: Int, values: [JSONValue?])>
+    private let reply: @Sendable (JSONValue?) -> Void
+
+    init(count: Int, reply: @escaping @Sendable (JSONValue?) -> Void) {
+      answers = Mutex((left: count, values: Array(repeating: nil, count: count)))
+      self.reply = reply
+    }
+
+    func add(_ answer: JSONValue?, at index: Int) {
+      let complete = answers.withLock { answers -> [JSONValue]? in
+        answers.values[index] = answer
+        answers.left -= 1
+        return answers.left == 0 ? answers.values.compactMap { $0 } : nil
+      }
+      guard let complete else { return }
+      reply(complete.isEmpty ? nil : .array(complete))
+    }
+  }
+
+  private func answerOne(_ value: JSONValue, _ reply: @escaping @Sendable (JSONValue?) -> Void) {
+    switch Request.parse(value) {
+    case .failure(let error):
+      reply(Response(id: .null, result: .failure(error)).json)
+    case .success(let request):
+      handler(request) { result in
+        reply(request.id.map { Response(id: $0, result: result).json })
+      }
+    }
+  }
+}

@@ -1,0 +1,127 @@
+import JSON
+import Kubernetes
+import Logging
+
+/// The local API server as its administrator sees it: whether it works, and the objects that every cloud has.
+struct ControlPlane: Sendable {
+  let directory: CloudDirectory
+  let settings: CloudSettings
+
+  static let systemNamespace = "ycloud-system"
+  static let fieldManager = "ycloud-up"
+
+  /// Whether the API server has done all its own preparations.
+  func isReady() async throws -> Bool {
+    let client = try KubernetesClient(configuration: configuration(), logger: Self.quiet)
+    return try await Self.closing(client) { try await Self.answersOK(client, "/readyz") }
+  }
+
+  func isControllerManagerReady() async throws -> Bool {
+    var configuration = ClientConfiguration(
+      server: "https://127.0.0.1:\(settings.ports[PortPlan.controllerManager] ?? 0)")
+    configuration.certificateAuthority = .file(directory.certificate(Certificates.Authority.cluster.rawValue))
+    configuration.requestTimeout = .seconds(2)
+    let client = try KubernetesClient(configuration: configuration, logger: Self.quiet)
+    return try await Self.closing(client) { try await Self.answersOK(client, "/healthz") }
+  }
+
+  /// Makes the definitions, rights, storage class, accounts and hosts, or brings them up to date.
+  func applyObjects() async throws {
+    let client = try KubernetesClient(configuration: configuration(), logger: Self.quiet)
+    try await Self.closing(client) {
+      let objects = ObjectApplier(client: client, fieldManager: Self.fieldManager)
+      try await objects.apply([Self.namespace])
+      let definitions = try DeployFiles.manifests(in: "crds")
+      try await objects.apply(definitions)
+      try await objects.apply(try DeployFiles.manifests(in: "rbac"))
+      try await objects.apply(try DeployFiles.manifests(file: "storage-class.yaml"))
+      for host in settings.hostNames {
+        try await objects.apply(try DeployFiles.manifests(in: "hosts", variables: ["HOST": host]))
+      }
+      for definition in definitions {
+        try await objects.waitUntilServed(definition)
+      }
+      for host in settings.hostNames {
+        try await objects.apply(try hostObjects(host))
+      }
+    }
+  }
+
+  private static let namespace: JSONValue = [
+    "apiVersion": "v1", "kind": "Namespace", "metadata": ["name": .string(systemNamespace)],
+  ]
+
+  /// A simulated server as an operator would register a real one: its BMC's account and the host itself.
+  private func hostObjects(_ host: String) throws -> [JSONValue] {
+    let line = try Files.read(directory.host(host).bmcCredentials) ?? ""
+    let parts = line.prefix { $0 != "\n" }.split(separator: ":", maxSplits: 1)
+    let authority = try Files.read(directory.certificate(Certificates.Authority.hardware.rawValue)) ?? ""
+    guard parts.count == 2, !authority.isEmpty else {
+      throw LocalCloudError(
+        .fileSystem, operation: "register \(host)", "its BMC's account or certificate is missing in \(directory.path)")
+    }
+    let secret = "bmc-\(host)"
+    return [
+      [
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/basic-auth",
+        "metadata": ["name": .string(secret), "namespace": .string(Self.systemNamespace)],
+        "data": [
+          "username": .string(Base64.encode(String(parts[0]))), "password": .string(Base64.encode(String(parts[1]))),
+        ],
+      ],
+      [
+        "apiVersion": "iaas.yusur.io/v1", "kind": "BareMetalHost",
+        "metadata": [
+          "name": .string(host),
+          // Where bmctl, on this machine, finds the host's serial console.
+          "annotations": ["iaas.yusur.io/console": .string("unix:\(directory.host(host).consoleSocket)")],
+        ],
+        "spec": [
+          "bmc": [
+            "address": .string("redfish+https://127.0.0.1:\(settings.ports[PortPlan.bmc(host)] ?? 0)"),
+            "credentialsSecretRef": ["name": .string(secret), "namespace": .string(Self.systemNamespace)],
+            "caBundle": .string(Base64.encode(authority)),
+          ],
+          "dpu": ["node": .string(CloudSettings.dpuNode(of: host))],
+        ],
+      ],
+    ]
+  }
+
+  private func configuration() throws -> ClientConfiguration {
+    var configuration = try ClientConfiguration.load(kubeconfigPath: directory.kubeconfig)
+    configuration.userAgent = "ycloud-up"
+    configuration.requestTimeout = .seconds(5)
+    return configuration
+  }
+
+  /// The health endpoints answer "ok", which is no JSON: that the client complains about the content means that the
+  /// status was a good one.
+  private static func answersOK(_ client: KubernetesClient, _ path: String) async throws -> Bool {
+    do {
+      _ = try await client.request(method: "GET", path: path)
+      return true
+    } catch let error as KubernetesError {
+      return error.code == .invalidResponse
+    }
+  }
+
+  private static func closing<Result: Sendable>(
+    _ client: KubernetesClient, _ body: () async throws -> Result
+  ) async throws -> Result {
+    do {
+      let result = try await body()
+      try await client.shutdown()
+      return result
+    } catch {
+      try? await client.shutdown()
+      throw error
+    }
+  }
+
+  private static var quiet: Logger {
+    var logger = Logger(label: "control-plane")
+    logger.logLevel = .warning
+    return logger
+  }
+}

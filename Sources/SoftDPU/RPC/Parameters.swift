@@ -1,0 +1,42 @@
+import JSON
+import JSONRPC
+
+/// The parameters of one call, read as strictly as SPDK reads them: an unknown member, a missing one or one of
+/// another type is an error.
+struct Parameters {
+  struct Failure: Error {}
+
+  private let members: [String: JSONValue]
+
+  init(_ request: Request, allowed: Set<String>) throws(Failure) {
+    switch request.params {
+    case nil: members = [:]
+    case .object(let members): self.members = members
+    default: throw Failure()
+    }
+    guard members.keys.allSatisfy(allowed.contains) else { throw Failure() }
+  }
+
+  func string(_ name: String) throws(Failure) -> String {
+    guard let value = members[name]?.stringValue else { throw Failure() }
+    return value
+  }
+
+  func optionalString(_ name: String) throws(Failure) -> String? {
+    guard let value = members[name] else { return nil }
+    guard let text = value.stringValue else { throw Failure() }
+    return text
+  }
+
+  func bool(_ name: String) throws(Failure) -> Bool {
+    guard let value = members[name] else { return false }
+    guard let flag = value.boolValue else { throw Failure() }
+    return flag
+  }
+
+  func optionalUInt32(_ name: String) throws(Failure) -> UInt32? {
+    guard let value = members[name] else { return nil }
+    guard let number = value.int64Value.flatMap({ UInt32(exactly: $0) }) else { throw Failure() }
+    return number
+  }
+}

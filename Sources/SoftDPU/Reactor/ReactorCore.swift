@@ -1,0 +1,59 @@
+import CLinux
+
+/// What the hot path needs of its reactor: a plain value at a fixed address.
+///
+/// SAFETY: made by the reactor's thread, and touched by no other.
+@unsafe
+struct ReactorCore {
+  let ring: Ring
+  /// Queues to publish, and to look into, before the thread sleeps.
+  let dirty: UnsafeMutablePointer<UnsafeMutablePointer<VirtQueue>>
+  var dirtyCount = 0
+  /// The other half of `dirty`: the two change places at each turn.
+  let turn: UnsafeMutablePointer<UnsafeMutablePointer<VirtQueue>>
+  let capacity: Int
+  /// The eight bytes that ring every guest's bell.
+  let one: UnsafeMutablePointer<UInt64>
+
+  init(ring: Ring, capacity: Int) {
+    unsafe self.ring = ring
+    unsafe self.capacity = capacity
+    unsafe dirty = .allocate(capacity: capacity)
+    unsafe turn = .allocate(capacity: capacity)
+    unsafe one = .allocate(capacity: 1)
+    unsafe one.initialize(to: 1)
+  }
+
+  func deallocate() {
+    unsafe dirty.deallocate()
+    unsafe turn.deallocate()
+    unsafe one.deallocate()
+  }
+
+  /// Has the queue looked at before the thread sleeps.
+  @inline(__always)
+  mutating func touch(_ queue: UnsafeMutablePointer<VirtQueue>) {
+    guard unsafe !queue.pointee.isDirty, unsafe dirtyCount < capacity else { return }
+    unsafe queue.pointee.isDirty = true
+    unsafe dirty[dirtyCount] = unsafe queue
+    unsafe dirtyCount += 1
+  }
+
+  /// Takes a queue that is about to be freed out of the list.
+  mutating func forget(_ queue: UnsafeMutablePointer<VirtQueue>) {
+    guard unsafe queue.pointee.isDirty else { return }
+    for index in unsafe 0..<dirtyCount where unsafe dirty[index] == queue {
+      unsafe dirtyCount -= 1
+      unsafe dirty[index] = unsafe dirty[dirtyCount]
+      return
+    }
+  }
+}
+
+/// What a completion belongs to: the low bits of `user_data`, above which stands an address.
+enum Tag {
+  static let request: UInt64 = 0
+  static let watch: UInt64 = 1
+  static let nothing: UInt64 = 2
+  static let mask: UInt64 = 7
+}

@@ -1,0 +1,89 @@
+import Glibc
+import JSONRPC
+public import Logging
+
+/// A storage data plane in user space: files in, vhost-user-blk disks out, driven over SPDK's JSON-RPC.
+///
+/// It takes the place of a DPU's data plane where there is no DPU: every disk is a socket in one directory, which the
+/// simulated chassis treats as its PCIe bus. It is event driven; idle, it takes no processor time.
+public final class SoftDPU: Sendable {
+  public struct Configuration: Sendable, Hashable {
+    /// Where SPDK's JSON-RPC is served.
+    public var rpcSocket: String
+    /// Where each controller has its socket.
+    public var vhostDirectory: String
+    /// Where the configuration is kept over a restart; nil keeps none.
+    public var stateDirectory: String?
+    /// How many threads serve I/O: 1 to 64.
+    public var reactors: Int
+
+    public init(rpcSocket: String, vhostDirectory: String, stateDirectory: String? = nil, reactors: Int = 1) {
+      self.rpcSocket = rpcSocket
+      self.vhostDirectory = vhostDirectory
+      self.stateDirectory = stateDirectory
+      self.reactors = reactors
+    }
+  }
+
+  /// What `spdk_get_version` answers.
+  public static let version = "ycloud softdpu v0.1 (SPDK v26.09 JSON-RPC)"
+
+  private let inventory: Inventory
+  private let server: JSONRPCServer
+  private let reactors: [Reactor]
+
+  /// Starts the reactors, restores the saved configuration and opens the RPC socket, in this order.
+  public init(_ configuration: Configuration, logger: Logger) throws {
+    guard (1...64).contains(configuration.reactors) else {
+      throw SoftDPUError(
+        code: .invalid, operation: "start", message: "reactors: 1 to 64, not \(configuration.reactors)")
+    }
+    try SoftDPU.makeDirectory(configuration.vhostDirectory)
+    if let path = configuration.stateDirectory { try SoftDPU.makeDirectory(path) }
+    SharedMemoryGuard.install()
+    var reactors: [Reactor] = []
+    for number in 0..<configuration.reactors { reactors.append(try Reactor(number: number)) }
+    self.reactors = reactors
+    inventory = Inventory(
+      vhostDirectory: configuration.vhostDirectory, reactors: reactors,
+      stateDirectory: configuration.stateDirectory.map(StateDirectory.init), logger: logger)
+    let methods = Methods(inventory: inventory, version: SoftDPU.version)
+    server = JSONRPCServer(path: configuration.rpcSocket) { request, reply in methods.handle(request, reply) }
+    do {
+      try inventory.restore()
+      try server.start()
+    } catch {
+      inventory.close()
+      reactors.forEach { $0.stop() }
+      throw error
+    }
+  }
+
+  /// Serves until the task is cancelled; then ends the connections, after the requests that are in flight.
+  public func run() async {
+    await untilCancelled()
+    stop()
+  }
+
+  /// Ends everything. Front ends that reconnect find the next process at the same sockets.
+  public func stop() {
+    server.stop()
+    inventory.close()
+    for reactor in reactors { reactor.stop() }
+    inventory.forget()
+  }
+
+  private func untilCancelled() async {
+    let (stream, continuation) = AsyncStream.makeStream(of: Never.self)
+    await withTaskCancellationHandler {
+      for await _ in stream {}
+    } onCancel: {
+      continuation.finish()
+    }
+  }
+
+  private static func makeDirectory(_ path: String) throws(SoftDPUError) {
+    guard unsafe mkdir(path, 0o700) != 0, errno != EEXIST else { return }
+    throw .system(errno, "make directory \(path)")
+  }
+}

@@ -1,0 +1,113 @@
+import CLinux
+import Glibc
+
+/// A request of the guest, from the moment its chain is taken until its chain is given back.
+///
+/// There is one for each index that a chain can start at, so that none has to be found or allocated.
+@unsafe
+struct Slot {
+  var queue: UnsafeMutablePointer<VirtQueue>
+  /// Room for `Slot.maximumVectors` pieces.
+  let vectors: UnsafeMutablePointer<iovec>
+  /// Pieces that are still to be moved: `vectors[first..<end]`.
+  var first = 0
+  var end = 0
+  var status: UnsafeMutableRawPointer
+  /// Where in the file the next byte goes, and how many bytes are left.
+  var offset: UInt64 = 0
+  var remaining: UInt64 = 0
+  /// What the guest is told about bytes written to its memory.
+  var written: UInt32 = 0
+  var head: UInt16
+  var kind = Kind.read
+  var isBusy = false
+  /// Through the page cache, because direct I/O refuses the request's shape.
+  var isBuffered = false
+  /// Discard and write-zeroes: `segments[segment..<segmentEnd]` are still to be done.
+  var segment = 0
+  var segmentEnd = 0
+  /// The mode of fallocate for the segment that is under way.
+  var mode: CInt = 0
+
+  enum Kind: UInt8 {
+    case read, write, flush, identity, discard, writeZeroes
+  }
+
+  /// 126 pieces of data (`seg_max`), and room for pieces that cross from one region of memory into the next.
+  static let maximumVectors = 192
+}
+
+/// The state that the queues of one front end share.
+@unsafe
+struct SessionState {
+  var memory: GuestMemory
+  let target: UnsafeMutablePointer<BlockTarget>
+  /// Requests in the kernel's hands.
+  var inflight = 0
+  /// Nothing new is taken from the rings: the session waits until its requests are back.
+  var isFrozen = false
+  var isReadOnly: Bool
+  /// A write counts as done when it is durable: the driver did not take FLUSH.
+  var isWriteThrough = false
+}
+
+/// A split virtqueue (virtio 1.2, section 2.7) in the front end's memory.
+@unsafe
+struct VirtQueue {
+  var size: UInt16 = 0
+  var descriptors: UnsafeMutableRawPointer?
+  var available: UnsafeMutableRawPointer?
+  var used: UnsafeMutableRawPointer?
+  /// The next entry of the available ring to take.
+  var lastAvailable: UInt16 = 0
+  /// The next entry of the used ring to fill.
+  var usedIndex: UInt16 = 0
+  /// `usedIndex` as the guest knows it.
+  var publishedUsed: UInt16 = 0
+  var hasEventIndex = false
+  var isStarted = false
+  var isEnabled = true
+  /// The guest broke the rules of the ring: nothing is taken from it any more.
+  var isBroken = false
+  /// In the reactor's list of queues to look at before it sleeps.
+  var isDirty = false
+  /// Bytes that were moved for this queue since its turn began.
+  var moved = 0
+  var callFD: CInt = -1
+  var kickFD: CInt = -1
+  var errorFD: CInt = -1
+  var slots: UnsafeMutablePointer<Slot>?
+  var vectors: UnsafeMutablePointer<iovec>?
+  var segments: UnsafeMutablePointer<Segment>?
+  /// Chains that were given back since the last `publish`.
+  var batch: UnsafeMutablePointer<UInt16>?
+  var batchCount = 0
+  /// This queue's part of the in-flight region, or nil where the front end keeps none.
+  var tracking: InflightQueue?
+  /// Order of the requests, for resubmission after a restart.
+  var order: UInt64 = 0
+  let session: UnsafeMutablePointer<SessionState>
+  let index: Int
+
+  init(session: UnsafeMutablePointer<SessionState>, index: Int) {
+    unsafe self.session = unsafe session
+    unsafe self.index = index
+  }
+
+  @inline(__always)
+  var mask: UInt16 { unsafe size &- 1 }
+
+  static let maximumSize: UInt16 = 1024
+}
+
+/// A range of a discard or write-zeroes request, as the guest gives it.
+struct Segment {
+  var sector: UInt64
+  var sectors: UInt32
+  var flags: UInt32
+
+  /// What `max_discard_seg` and `max_write_zeroes_seg` offer.
+  static let maximumCount = 16
+  /// What `max_discard_sectors` and `max_write_zeroes_sectors` offer: 2 GiB.
+  static let maximumSectors: UInt32 = 1 << 22
+}

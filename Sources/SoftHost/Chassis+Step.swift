@@ -1,0 +1,300 @@
+import Logging
+import Telemetry
+
+extension Chassis {
+  /// How long a file may be missing before its function counts as unplugged: servers replace their sockets on restart.
+  static let removalGrace = Duration.milliseconds(300)
+  /// How often everything is looked at when nothing tells of a change.
+  static let rescan = Duration.seconds(5)
+
+  /// Takes over a QEMU that an earlier process left.
+  func adopt() async {
+    guard let process = QEMUProcess.find(configuration) else {
+      if record.isOn {
+        logger.notice("the server lost its power while nobody looked")
+        remember { $0.isOn = false }
+      }
+      return
+    }
+    guard record.isOn else {
+      // Died between the decision to cut the power and the deed.
+      await powerGone(killing: process)
+      return
+    }
+    unconnected = process
+    logger.notice("took over a running server", metadata: ["pid": "\(process.pid)"])
+  }
+
+  /// One look at everything. Returns for how long nothing needs to be looked at.
+  func step(_ bus: BusDirectory) async -> Duration {
+    await connectIfNeeded(bus)
+    await lookAtMachine()
+    while !wishes.isEmpty {
+      let wish = wishes.removeFirst()
+      await carryOut(wish, bus)
+    }
+    guard machine != nil else { return unconnected == nil ? Chassis.rescan : .milliseconds(500) }
+    return await bring(bus)
+  }
+
+  private func connectIfNeeded(_ bus: BusDirectory) async {
+    guard let process = unconnected else { return }
+    guard process.isAlive else {
+      unconnected = nil
+      return lost("ended")
+    }
+    do {
+      let machine = try await Machine.connect(process, configuration: configuration, bell: bell)
+      let isBeforeBoot = try await machine.isBeforeBoot()
+      plugged = try await machine.plugged()
+      // The power may have been cut meanwhile.
+      guard unconnected == process else { return }
+      self.machine = machine
+      unconnected = nil
+      started.ring()
+      if isBeforeBoot { try await finishBoot(machine, bus) }
+    } catch {
+      guard process.isAlive else { return }
+      logger.warning("the monitor of QEMU does not answer", metadata: ["error": "\(error)"])
+    }
+  }
+
+  private func lookAtMachine() async {
+    guard let machine else { return }
+    let signals = machine.signals
+    if !machine.process.isAlive {
+      self.machine = nil
+      return lost("ended")
+    }
+    if signals.hasShutDown {
+      let again = isRestartWanted
+      isRestartWanted = false
+      logger.notice("the guest has powered off")
+      remember { $0.isOn = false }
+      transition = .poweringOff
+      await end(machine)
+      if again { wishes.insert(.on, at: 0) }
+      return
+    }
+    if signals.isDisconnected {
+      unconnected = machine.process
+      self.machine = nil
+    }
+  }
+
+  /// The process is gone without having been told to go.
+  private func lost(_ what: String) {
+    if transition != .poweringOff { logger.error("QEMU \(what) by itself: the server is off") }
+    transition = nil
+    plugged = []
+    isRestartWanted = false
+    // A power cycle has cut the power and is about to give it again.
+    if wishes.first != .powerCycle { remember { $0.isOn = false } }
+  }
+
+  private func end(_ machine: Machine) async {
+    do {
+      try await machine.quit()
+      self.machine = nil
+      plugged = []
+      transition = nil
+    } catch {
+      logger.error("QEMU does not end", metadata: ["error": "\(error)"])
+    }
+  }
+
+  func powerGone(killing process: QEMUProcess) async {
+    do {
+      try await process.kill()
+      machine = nil
+      unconnected = nil
+      plugged = []
+      transition = nil
+    } catch {
+      logger.error("the power cannot be cut", metadata: ["error": "\(error)"])
+      unconnected = process
+      machine = nil
+    }
+  }
+
+  private func carryOut(_ wish: ResetType, _ bus: BusDirectory) async {
+    do {
+      switch wish {
+      case .on:
+        isRestartWanted = false
+        if machine == nil && unconnected == nil { try await powerOn(bus) } else { transition = nil }
+      case .forceOff:
+        isRestartWanted = false
+        remember { $0.isOn = false }
+        if let process = machine?.process ?? unconnected { await powerGone(killing: process) }
+        transition = nil
+      case .powerCycle:
+        try await cycle(bus)
+      case .forceRestart:
+        // An override is looked at when power comes, so a restart with one is a cycle.
+        if record.boot.enabled == .disabled { try await machine?.reset() } else { try await cycle(bus) }
+      case .gracefulShutdown:
+        isRestartWanted = false
+        try await machine?.pressPowerButton()
+      case .gracefulRestart:
+        isRestartWanted = true
+        try await machine?.pressPowerButton()
+      case .nmi:
+        try await machine?.interrupt()
+      }
+    } catch {
+      logger.error("reset failed", metadata: ["type": "\(wish.rawValue)", "error": "\(error)"])
+      if machine == nil && unconnected == nil { transition = nil }
+    }
+  }
+
+  private func cycle(_ bus: BusDirectory) async throws {
+    isRestartWanted = false
+    transition = .poweringOff
+    if let process = machine?.process ?? unconnected { await powerGone(killing: process) }
+    guard machine == nil, unconnected == nil else { return }
+    try await powerOn(bus)
+  }
+
+  // MARK: - Power on
+
+  private func powerOn(_ bus: BusDirectory) async throws {
+    transition = .poweringOn
+    let begin = ContinuousClock.now
+    remember { $0.isOn = true }
+    do {
+      if QEMUCommandLine.usesUEFI(configuration) { try prepareFirmwareVariables() }
+      let acceleration = configuration.acceleration ?? Acceleration.detect()
+      let commandLine = QEMUCommandLine(configuration, uuid: record.uuid, acceleration: acceleration)
+      let process = try await QEMUProcess.start(commandLine, configuration: configuration)
+      let machine = try await Machine.connect(process, configuration: configuration, bell: bell)
+      self.machine = machine
+      plugged = []
+      attempts = PlugAttempts()
+      started.ring()
+      try await finishBoot(machine, bus)
+      metrics.powerOnSeconds.observe(begin.duration(to: .now))
+      logger.notice("powered on", metadata: ["pid": "\(process.pid)", "accelerator": "\(acceleration.rawValue)"])
+    } catch {
+      if let process = QEMUProcess.find(configuration) { await powerGone(killing: process) }
+      machine = nil
+      remember { $0.isOn = false }
+      transition = nil
+      throw error
+    }
+  }
+
+  /// Plugs what is on the bus and lets the machine run its first instruction.
+  private func finishBoot(_ machine: Machine, _ bus: BusDirectory) async throws {
+    // A back end that is just being restarted gets a moment; the rest is plugged when it comes.
+    let deadline = ContinuousClock.now + .seconds(3)
+    while true {
+      let pause = await bring(bus)
+      guard attempts.hasFailed, ContinuousClock.now < deadline, !machine.signals.isDisconnected else { break }
+      try await Task.sleep(for: min(pause, .milliseconds(200)))
+    }
+    try await machine.boot()
+    if record.boot.enabled == .once { remember { $0.boot = BootSetting() } }
+    transition = nil
+  }
+
+  private func prepareFirmwareVariables() throws {
+    let files = QEMUCommandLine.firmwareFiles(.native)
+    guard (try? TextFile.readBytes(configuration.firmwareVariables, limit: 128 << 20)) == nil else { return }
+    do {
+      try TextFile.replace(
+        configuration.firmwareVariables, with: try TextFile.readBytes(files.variables, limit: 128 << 20))
+    } catch {
+      throw SoftHostError(
+        .configuration, operation: "prepare UEFI",
+        message: "\(files.variables) is missing; install the package ovmf "
+          + "(qemu-efi-aarch64 on arm64)", cause: error)
+    }
+  }
+
+  // MARK: - The bus
+
+  /// Brings what is plugged to what is on the bus. Returns when to look again.
+  private func bring(_ bus: BusDirectory) async -> Duration {
+    guard let machine else { return Chassis.rescan }
+    let content: BusDirectory.Content
+    do {
+      content = try bus.scan()
+    } catch {
+      // A directory that cannot be read is no order to unplug everything.
+      report(["the bus cannot be read: \(error)"])
+      return .seconds(1)
+    }
+    let now = ContinuousClock.now
+    let kept = attempts.kept(content.functions, plugged: plugged, now: now, grace: Chassis.removalGrace)
+    let plan = BusPlan(bus: content.functions, plugged: plugged, kept: kept, ports: configuration.ports)
+    var news = content.problems + plan.withoutPort.map { "no port is free for \($0)" }
+    for step in plan.steps {
+      guard self.machine === machine, !machine.signals.isDisconnected else { return .zero }
+      do {
+        try await carryOut(step, machine)
+      } catch {
+        news.append("\(error)")
+      }
+    }
+    if !plan.steps.isEmpty, let read = try? await machine.plugged(), self.machine === machine { plugged = read }
+    report(news)
+    return attempts.nextLook(after: .now, default: Chassis.rescan)
+  }
+
+  private func carryOut(_ step: BusPlan.Step, _ machine: Machine) async throws {
+    switch step {
+    case .plug(let function, let port):
+      guard attempts.mayTry(function.id, now: .now) else { return }
+      do {
+        try await plug(function, port: port, machine)
+        attempts.succeeded(function.id)
+        logger.info("plugged", metadata: ["function": "\(function.id)", "port": "\(port)"])
+      } catch {
+        attempts.failed(function.id, now: .now)
+        throw error
+      }
+    case .unplug(let id):
+      guard attempts.mayTry(id, now: .now) else { return }
+      do {
+        try await machine.unplug(id, within: .seconds(5))
+        attempts.succeeded(id)
+        logger.info("unplugged", metadata: ["function": "\(id)"])
+      } catch {
+        attempts.failed(id, now: .now)
+        throw error
+      }
+    }
+  }
+
+  private func plug(_ function: BusFunction, port: Int, _ machine: Machine) async throws {
+    let rom = function.isNIC && bootsFromNetwork
+    let index = bootIndex(function)
+    do {
+      try await machine.plug(function, port: port, bootIndex: index, isBootROM: rom)
+    } catch let error as SoftHostError
+      where error.code == .refused && (error.message.contains("bootindex") || (rom && error.message.contains("rom")))
+    {
+      // Two functions with one number, or a machine without option ROMs: better not to boot from it than to lack it.
+      logger.warning("plugged without booting from it", metadata: ["function": "\(function.id)", "reason": "\(error)"])
+      try await machine.plug(function, port: port, bootIndex: nil, isBootROM: false)
+    }
+  }
+
+  private var bootsFromNetwork: Bool { record.boot.enabled != .disabled && record.boot.target == .network }
+
+  /// Disks in the order of their numbers; network cards only where the BMC was told to boot from them, and then first.
+  private func bootIndex(_ function: BusFunction) -> Int? {
+    if function.isNIC { return bootsFromNetwork ? function.order : nil }
+    return function.order + 100
+  }
+
+  /// Logs what is wrong when it begins to be and when it ends.
+  private func report(_ news: [String]) {
+    let now = Set(news)
+    for text in now.subtracting(problems).sorted() { logger.warning("bus problem", metadata: ["problem": "\(text)"]) }
+    if now.isEmpty && !problems.isEmpty { logger.info("no bus problem any more") }
+    problems = now
+    metrics.problems.set(Double(now.count))
+  }
+}

@@ -1,0 +1,134 @@
+/// The accounts of a BMC, read from a file with lines `user:password` each time they are needed, so that a changed
+/// file counts at once.
+package struct Accounts: Sendable {
+  private let path: String
+
+  package init(path: String) {
+    self.path = path
+  }
+
+  /// Throws where the file has no account, so that this is said at the start and not at the first sign-in.
+  func check() throws {
+    let text = try TextFile.read(path, limit: 64 << 10)
+    guard text.split(whereSeparator: \.isNewline).contains(where: { !$0.hasPrefix("#") && $0.contains(":") }) else {
+      throw SoftHostError(
+        .configuration, operation: "read the BMC's accounts", message: "\(path) has no line user:password")
+    }
+  }
+
+  /// Whether the password is that of the user. Takes the same time wherever the two differ.
+  package func allows(username: String, password: String) throws -> Bool {
+    let text = try TextFile.read(path, limit: 64 << 10)
+    var found = false
+    for line in text.split(whereSeparator: \.isNewline) where !line.hasPrefix("#") {
+      guard let colon = line.firstIndex(of: ":") else { continue }
+      let user = Accounts.equal(String(line[..<colon]), username)
+      let secret = Accounts.equal(String(line[line.index(after: colon)...]), password)
+      if user && secret { found = true }
+    }
+    return found
+  }
+
+  /// Compares without stopping at the first difference.
+  package static func equal(_ left: String, _ right: String) -> Bool {
+    let left = Array(left.utf8)
+    let right = Array(right.utf8)
+    var difference = left.count ^ right.count
+    for index in 0..<max(left.count, right.count, 1) {
+      let one = index < left.count ? left[index] : 0
+      let other = index < right.count ? right[index] : 0
+      difference |= Int(one ^ other)
+    }
+    return difference == 0
+  }
+}
+
+/// Locks an account for a while after failures in a row. Pure.
+package struct Lockout: Sendable {
+  /// Failures that lock.
+  package static let threshold = 5
+  package static let duration = Duration.seconds(30)
+  /// Accounts that are watched at a time; names come from strangers.
+  private static let accountsMax = 256
+
+  private struct Entry {
+    var failures = 0
+    var last: ContinuousClock.Instant
+    var lockedUntil: ContinuousClock.Instant?
+  }
+
+  private var entries: [String: Entry] = [:]
+
+  package init() {}
+
+  package func isLocked(_ user: String, now: ContinuousClock.Instant) -> Bool {
+    entries[user]?.lockedUntil.map { $0 > now } ?? false
+  }
+
+  package mutating func failed(_ user: String, now: ContinuousClock.Instant) {
+    entries = entries.filter { now < $0.value.last + Lockout.duration }
+    if entries.count >= Lockout.accountsMax, entries[user] == nil,
+      let oldest = entries.min(by: { $0.value.last < $1.value.last })
+    {
+      entries[oldest.key] = nil
+    }
+    var entry = entries[user] ?? Entry(last: now)
+    entry.failures += 1
+    entry.last = now
+    if entry.failures >= Lockout.threshold { entry.lockedUntil = now + Lockout.duration }
+    entries[user] = entry
+  }
+
+  package mutating func succeeded(_ user: String) { entries[user] = nil }
+}
+
+/// The sessions of a BMC: few, and each ends when it is not used for a while. Pure but for the randomness of tokens.
+package struct Sessions: Sendable {
+  package struct Session: Sendable, Hashable {
+    package let id: String
+    package let user: String
+    package let token: String
+    package var lastUse: ContinuousClock.Instant
+  }
+
+  package static let sessionsMax = 16
+  package let timeout: Duration
+  private var sessions: [Session] = []
+  private var count = 0
+
+  package init(timeout: Duration) {
+    self.timeout = timeout
+  }
+
+  package var all: [Session] { sessions }
+
+  /// A new session, or nil where there is no room.
+  package mutating func make(user: String, now: ContinuousClock.Instant) -> Session? {
+    expire(now)
+    guard sessions.count < Sessions.sessionsMax else { return nil }
+    count += 1
+    var random = SystemRandomNumberGenerator()
+    let token = Hexadecimal.text((0..<32).map { _ in UInt8.random(in: .min ... .max, using: &random) })
+    let session = Session(id: String(count), user: user, token: token, lastUse: now)
+    sessions.append(session)
+    return session
+  }
+
+  /// The session of a token, which counts as used now.
+  package mutating func use(_ token: String, now: ContinuousClock.Instant) -> Session? {
+    expire(now)
+    guard let index = sessions.firstIndex(where: { Accounts.equal($0.token, token) }) else { return nil }
+    sessions[index].lastUse = now
+    return sessions[index]
+  }
+
+  package mutating func remove(_ id: String) -> Bool {
+    guard let index = sessions.firstIndex(where: { $0.id == id }) else { return false }
+    sessions.remove(at: index)
+    return true
+  }
+
+  package mutating func expire(_ now: ContinuousClock.Instant) {
+    sessions.removeAll { $0.lastUse + timeout <= now }
+  }
+}

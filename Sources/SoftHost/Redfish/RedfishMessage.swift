@@ -1,0 +1,49 @@
+package import JSON
+
+/// A request as the Redfish service sees it, whatever server carries it.
+package struct RedfishRequest: Sendable {
+  package var method: String
+  /// Without query; a trailing slash is taken off.
+  package var path: String
+  /// Names in lower case.
+  package var headers: [String: String]
+  package var body: [UInt8]
+
+  package init(method: String, path: String, headers: [String: String] = [:], body: [UInt8] = []) {
+    self.method = method
+    var path = path
+    while path.count > 1, path.hasSuffix("/") { path.removeLast() }
+    self.path = path
+    self.headers = headers
+    self.body = body
+  }
+}
+
+package struct RedfishReply: Sendable, Hashable {
+  package var status: Int
+  package var headers: [String: String] = [:]
+  package var body: JSONValue?
+
+  package init(status: Int, headers: [String: String] = [:], body: JSONValue? = nil) {
+    self.status = status
+    self.headers = headers
+    self.body = body
+  }
+
+  /// An error body as the specification wants it (DSP0266, 8.6).
+  static func failure(_ status: Int, _ key: String, _ message: String, headers: [String: String] = [:]) -> RedfishReply
+  {
+    let id = "Base.1.18.\(key)"
+    let detail: JSONValue = [
+      "@odata.type": "#Message.v1_1_2.Message", "MessageId": .string(id), "Message": .string(message),
+      "MessageSeverity": status >= 500 ? "Critical" : "Warning", "Resolution": "See the message.", "MessageArgs": [],
+    ]
+    return RedfishReply(
+      status: status, headers: headers,
+      body: [
+        "error": ["code": .string(id), "message": .string(message), "@Message.ExtendedInfo": [detail]]
+      ])
+  }
+
+  static let notFound = failure(404, "ResourceMissingAtURI", "There is no resource at this address.")
+}

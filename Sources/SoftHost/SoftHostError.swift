@@ -1,0 +1,52 @@
+/// Why the chassis cannot do something.
+public struct SoftHostError: Error, Sendable, CustomStringConvertible {
+  public enum Code: String, Sendable, Hashable {
+    /// A flag, a file or a program on this machine is wrong or missing.
+    case configuration
+    /// QEMU did not start.
+    case start
+    /// QEMU refused a command.
+    case refused
+    /// QEMU or the guest did not answer in time.
+    case timeout
+    /// The connection to QEMU ended.
+    case closed
+    /// The request does not fit the present state of the chassis.
+    case conflict
+    /// A file or directory could not be read or written.
+    case file
+  }
+
+  public let code: Code
+  public let operation: String
+  public let message: String
+  public let cause: (any Error)?
+
+  public init(_ code: Code, operation: String, message: String, cause: (any Error)? = nil) {
+    self.code = code
+    self.operation = operation
+    self.message = message
+    self.cause = cause
+  }
+
+  public var description: String { "cannot \(operation): \(message)" }
+}
+
+/// Thrown by `withTimeLimit` when the time is over.
+struct TimeLimitExceeded: Error {}
+
+/// Runs `body` and cancels it when it takes longer than `limit`.
+func withTimeLimit<R: Sendable>(
+  _ limit: Duration, _ body: @escaping @Sendable () async throws -> R
+) async throws -> R {
+  try await withThrowingTaskGroup(of: R?.self) { group in
+    group.addTask { try await body() }
+    group.addTask {
+      try await Task.sleep(for: limit)
+      return nil
+    }
+    defer { group.cancelAll() }
+    guard let first = try await group.next(), let result = first else { throw TimeLimitExceeded() }
+    return result
+  }
+}

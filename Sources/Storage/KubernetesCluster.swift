@@ -1,0 +1,191 @@
+import JSON
+package import Kubernetes
+package import Logging
+package import Reconciler
+package import Telemetry
+
+/// The cluster behind an API server: caches for looking, the server itself for what matters.
+package final class KubernetesCluster: VolumeCluster {
+  package let claims: ObjectCache<PersistentVolumeClaim>
+  package let persistentVolumes: ObjectCache<PersistentVolume>
+  package let storageClasses: ObjectCache<StorageClass>
+  package let attachments: ObjectCache<VolumeAttachment>
+  private let client: KubernetesClient
+  private let recorder: EventRecorder
+
+  package init(client: KubernetesClient, recorder: EventRecorder, logger: Logger, registry: MetricsRegistry?) {
+    self.client = client
+    self.recorder = recorder
+    claims = ObjectCache(
+      client: client,
+      indexers: [
+        "uid": { $0.metadata.uid.map { [$0] } ?? [] },
+        "class": { ClaimView($0)?.className.map { [$0] } ?? [] },
+        // Claims that want to be a clone of the one named.
+        "source": { ClaimView($0)?.sourceKeys.map(\.description) ?? [] },
+      ], logger: logger, registry: registry)
+    persistentVolumes = ObjectCache(
+      client: client, indexers: ["handle": { PersistentVolumeView($0).map { [$0.handle] } ?? [] }], logger: logger,
+      registry: registry)
+    storageClasses = ObjectCache(client: client, logger: logger, registry: registry)
+    attachments = ObjectCache(
+      client: client, indexers: ["volume": { KubernetesCluster.volumeName(of: $0).map { [$0] } ?? [] }],
+      logger: logger, registry: registry)
+  }
+
+  static func volumeName(of attachment: VolumeAttachment) -> String? {
+    attachment.spec.attacher == StorageNames.driver ? attachment.spec.source.persistentVolumeName : nil
+  }
+}
+
+// MARK: from the caches
+
+extension KubernetesCluster {
+  package func claim(uid: String) -> ClaimView? { claims.byIndex("uid", uid).first.flatMap(ClaimView.init) }
+
+  package func claim(_ key: ClaimKey) -> ClaimView? {
+    claims.get(name: key.name, namespace: key.namespace).flatMap(ClaimView.init)
+  }
+
+  package func storageClass(_ name: String) -> ClassView? { storageClasses.get(name: name).flatMap(ClassView.init) }
+
+  package func persistentVolumes(handle: String) -> [PersistentVolumeView] {
+    persistentVolumes.byIndex("handle", handle).compactMap(PersistentVolumeView.init)
+  }
+
+  package func persistentVolume(boundTo claimUID: String, named name: String) -> PersistentVolumeView? {
+    guard let volume = persistentVolumes.get(name: name).flatMap(PersistentVolumeView.init),
+      volume.claimUID == claimUID
+    else { return nil }
+    return volume
+  }
+
+  package func attachments(persistentVolumes names: [String]) -> [String] {
+    names.flatMap { attachments.byIndex("volume", $0) }.compactMap(\.metadata.name)
+  }
+}
+
+// MARK: from the API server
+
+extension KubernetesCluster {
+  package func currentIdentity() async throws -> String {
+    try await client.get(Namespace.self, name: "kube-system").metadata.uid ?? ""
+  }
+
+  package func currentClaim(_ key: ClaimKey) async throws -> ClaimView? {
+    try await orNil {
+      ClaimView(try await self.client.get(PersistentVolumeClaim.self, name: key.name, namespace: key.namespace))
+    }
+  }
+
+  package func currentClaimUIDs() async throws -> Set<String> {
+    Set(try await client.listAll(PersistentVolumeClaim.self).items.compactMap(\.metadata.uid))
+  }
+
+  package func currentPersistentVolume(_ name: String) async throws -> PersistentVolumeView? {
+    try await orNil { PersistentVolumeView(try await self.client.get(PersistentVolume.self, name: name)) }
+  }
+
+  package func currentPersistentVolumes() async throws -> [PersistentVolumeView] {
+    try await client.listAll(PersistentVolume.self).items.compactMap(PersistentVolumeView.init)
+  }
+
+  package func currentAttachments(persistentVolumes names: [String]) async throws -> [String] {
+    guard !names.isEmpty else { return [] }
+    let wanted = Set(names)
+    return try await client.listAll(VolumeAttachment.self).items.filter { attachment in
+      KubernetesCluster.volumeName(of: attachment).map(wanted.contains) ?? false
+    }.compactMap(\.metadata.name)
+  }
+
+  private func orNil<Value>(_ body: () async throws -> Value?) async throws -> Value? {
+    do { return try await body() } catch let error as KubernetesError where error.code == .notFound { return nil }
+  }
+}
+
+// MARK: writes
+
+extension KubernetesCluster {
+  package func publish(_ draft: PersistentVolumeDraft) async throws {
+    do {
+      persistentVolumes.store(try await client.create(draft.object))
+    } catch let error as KubernetesError where error.code == .alreadyExists {
+      let present = try await client.get(PersistentVolume.self, name: draft.name)
+      guard let view = PersistentVolumeView(present), view.handle == draft.handle.name, view.claimUID == draft.claimUID
+      else {
+        throw StorageError(
+          .conflict, operation: "publish volume \(draft.handle)",
+          message: "there is a PersistentVolume '\(draft.name)' that is not for this claim; rename or delete it")
+      }
+      persistentVolumes.store(present)
+    }
+  }
+
+  package func addFinalizer(_ volume: PersistentVolumeView) async throws {
+    try await changeFinalizers(volume) { $0.contains(StorageNames.finalizer) ? $0 : $0 + [StorageNames.finalizer] }
+  }
+
+  package func withdraw(_ volume: PersistentVolumeView) async throws {
+    if !volume.isBeingDeleted {
+      do {
+        try await client.delete(PersistentVolume.self, name: volume.name, uid: volume.uid)
+      } catch let error as KubernetesError where error.code == .notFound || error.code == .conflict {
+        // Gone, or another one of that name by now.
+      }
+    }
+    try await changeFinalizers(volume) { $0.filter { $0 != StorageNames.finalizer } }
+  }
+
+  private func changeFinalizers(_ volume: PersistentVolumeView, _ change: ([String]) -> [String]) async throws {
+    let current: PersistentVolume
+    do {
+      current = try await client.get(PersistentVolume.self, name: volume.name)
+    } catch let error as KubernetesError where error.code == .notFound {
+      return
+    }
+    let present = current.metadata.finalizers ?? []
+    let wanted = change(present)
+    guard current.metadata.uid == volume.uid, wanted != present else { return }
+    var metadata: JSONValue = ["finalizers": .array(wanted.map { .string($0) })]
+    metadata["resourceVersion"] = current.metadata.resourceVersion.map { .string($0) }
+    do {
+      _ = try await client.mergePatch(PersistentVolume.self, name: volume.name, patch: ["metadata": metadata])
+    } catch let error as KubernetesError where error.code == .notFound {
+      // The last finalizer went by another hand.
+    }
+  }
+
+  package func annotate(_ claim: ClaimView, _ annotations: [String: String?], unchanged: Bool) async throws {
+    var metadata: JSONValue = [
+      "uid": .string(claim.uid), "annotations": .object(annotations.mapValues { $0.map { .string($0) } ?? .null }),
+    ]
+    if unchanged { metadata["resourceVersion"] = claim.resourceVersion.map { .string($0) } }
+    do {
+      let updated = try await client.mergePatch(
+        PersistentVolumeClaim.self, name: claim.key.name, namespace: claim.key.namespace,
+        patch: ["metadata": metadata])
+      claims.store(updated)
+    } catch let error as KubernetesError where error.code == .notFound {
+      // Nobody is left to read it.
+    } catch let error as KubernetesError where error.code == .conflict && !unchanged {
+      // Without a version in the patch, the only conflict is that of the UID: another claim of that name by now.
+    }
+  }
+
+  package func record(_ claim: ClaimView, isWarning: Bool, reason: String, message: String) {
+    var metadata = ObjectMeta(name: claim.key.name, namespace: claim.key.namespace)
+    metadata.uid = claim.uid
+    metadata.resourceVersion = claim.resourceVersion
+    recorder.event(
+      regarding: PersistentVolumeClaim(metadata: metadata), type: isWarning ? .warning : .normal, reason: reason,
+      message: message, action: "Provision")
+  }
+
+  package func record(_ volume: PersistentVolumeView, isWarning: Bool, reason: String, message: String) {
+    var metadata = ObjectMeta(name: volume.name)
+    metadata.uid = volume.uid
+    recorder.event(
+      regarding: PersistentVolume(metadata: metadata), type: isWarning ? .warning : .normal, reason: reason,
+      message: message, action: "Delete")
+  }
+}

@@ -1,0 +1,45 @@
+/// The names under which this driver is known in a cluster.
+public enum StorageNames {
+  /// The CSI driver: the provisioner of storage classes, the driver of volumes, the attacher of attachments.
+  public static let driver = "csi.ycloud.yusur.io"
+  /// The finalizer on PersistentVolumes: the volume in the pool goes first.
+  public static let finalizer = "csi.ycloud.yusur.io/volume"
+
+  /// On a PersistentVolume: who made it. Only the maker deletes the volume.
+  public static let provisionedBy = "pv.kubernetes.io/provisioned-by"
+  /// On a claim, by the cluster's volume binder: it is this provisioner's turn. The first is what 1.20 writes.
+  public static let storageProvisioner = [
+    "volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner",
+  ]
+  /// On a claim with a `WaitForFirstConsumer` class: the consumer has been placed.
+  public static let selectedNode = "volume.kubernetes.io/selected-node"
+
+  /// On a claim: `<namespace>/<name>` of the claim to clone.
+  public static let cloneFrom = "csi.ycloud.yusur.io/clone-from"
+  /// On a claim: `"true"` lets other namespaces clone it.
+  public static let shared = "csi.ycloud.yusur.io/shared"
+  /// On a claim, by this controller: why it is not provisioned, `<Reason>: <message>`; absent otherwise.
+  public static let provisioningMessage = "csi.ycloud.yusur.io/provisioning-message"
+
+  /// On a claim: `"true"` says that its content is uploaded.
+  public static let upload = "csi.ycloud.yusur.io/upload"
+  /// On a claim: SHA-256 of the token that an upload must show, in hexadecimal.
+  public static let uploadTokenDigest = "csi.ycloud.yusur.io/upload-token-sha256"
+  /// On a claim: `sha256:<hex>` of the content to come.
+  public static let uploadChecksum = "csi.ycloud.yusur.io/upload-checksum"
+  /// On a claim, by this controller: see ``UploadPhase``.
+  public static let uploadPhase = "csi.ycloud.yusur.io/upload-phase"
+  /// On a claim, by this controller: what a person should know about the phase.
+  public static let uploadMessage = "csi.ycloud.yusur.io/upload-message"
+}
+
+/// How far the content of an uploaded claim is.
+public enum UploadPhase: String, Sendable, Hashable, CaseIterable {
+  /// The volume is there and empty; an upload may begin.
+  case pending = "Pending"
+  case uploading = "Uploading"
+  /// The content is complete; clones may be made.
+  case succeeded = "Succeeded"
+  /// The last upload did not succeed; it may be repeated.
+  case failed = "Failed"
+}

@@ -1,0 +1,62 @@
+import ArgumentParser
+import Glibc
+import Kubernetes
+
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
+@main
+struct Main: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "bmctl",
+    abstract: "Servers, machines and images of a YCloud.",
+    discussion: """
+      Which cluster is used is decided as kubectl does: --kubeconfig, then $KUBECONFIG, then ~/.kube/config.
+
+      Exit codes: \(ExitReason.allCases.map { "\($0.rawValue) \($0.meaning)" }.joined(separator: "; ")).
+      """,
+    version: "0.1.0",
+    groupedSubcommands: [
+      CommandGroup(
+        name: "Look",
+        subcommands: [GetCommand.self, DescribeCommand.self, TimelineCommand.self, WaitCommand.self]),
+      CommandGroup(
+        name: "Operate",
+        subcommands: [
+          StartCommand.self, StopCommand.self, RestartCommand.self, ConsoleCommand.self, SSHCommand.self,
+        ]),
+      CommandGroup(
+        name: "Manage", subcommands: [ImageCommand.self, HostCommand.self, CompletionCommand.self]),
+    ])
+
+  static func main() async {
+    // A closed pipe is an error of write(2), not the end of the program without a word.
+    signal(SIGPIPE, SIG_IGN)
+    do {
+      var command = try parseAsRoot()
+      if var command = command as? any AsyncParsableCommand {
+        try await command.run()
+      } else {
+        try command.run()
+      }
+    } catch let error as CommandError {
+      end(error)
+    } catch let error as KubernetesError {
+      end(CommandError(error))
+    } catch is CancellationError {
+      Glibc.exit(130)
+    } catch {
+      exit(withError: error)
+    }
+  }
+
+  private static func end(_ error: CommandError) -> Never {
+    let style = Style.detect(isTerminal: isatty(2) == 1, environment: ProcessInfo.processInfo.environment)
+    let text = error.description.split(separator: "\n").map { TextWidth.printable(String($0)) }.joined(separator: "\n")
+    Output.error("\(style.paint("error:", .red)) \(text)")
+    Glibc.exit(error.code.rawValue)
+  }
+}

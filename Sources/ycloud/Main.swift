@@ -1,0 +1,15 @@
+import ArgumentParser
+
+@main
+struct Main: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "ycloud",
+    subcommands: [
+      UpCommand.self, DownCommand.self, StatusCommand.self, SuperviseCommand.self,
+      BMControllerCommand.self,
+      BMHandlerCommand.self,
+      CSIControllerCommand.self,
+      SoftDPUCommand.self,
+      SoftHostCommand.self,
+    ])
+}

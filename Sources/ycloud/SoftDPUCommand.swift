@@ -1,0 +1,37 @@
+import ArgumentParser
+import Logging
+import SoftDPU
+import Telemetry
+
+/// `ycloud softdpu`: the data plane where there is no DPU.
+struct SoftDPUCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "softdpu",
+    abstract: "A storage data plane: files become vhost-user-blk disks, driven over SPDK's JSON-RPC.",
+    discussion: """
+      Any client of SPDK works with it, for example the one from PyPI: \
+      spdk-rpc -s PATH bdev_aio_create disk.img disk0 512, then vhost_create_blk_controller blk-00-disk0 disk0. \
+      Every controller is a socket in the vhost directory.
+
+      With --state-dir the configuration outlives the process: after a restart the same controllers stand at the same \
+      sockets, and front ends that reconnect go on, with the requests that were in flight.
+      """)
+
+  @Option(help: "The unix socket of the JSON-RPC server.") var rpcSocket: String
+  @Option(help: "The directory of the controllers' sockets; made where it is missing.") var vhostDir: String
+  @Option(help: "Where the configuration is kept over restarts; without it, nowhere.") var stateDir: String?
+  @Option(help: "How many threads serve I/O, 1 to 64. A volume belongs to one of them.") var reactors = 1
+  @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = Logger.Level.info
+
+  func run() async throws {
+    LoggingSetup.bootstrap(level: logLevel)
+    let logger = Logger(label: "softdpu")
+    let softDPU = try SoftDPU(
+      SoftDPU.Configuration(
+        rpcSocket: rpcSocket, vhostDirectory: vhostDir, stateDirectory: stateDir, reactors: reactors),
+      logger: logger)
+    logger.notice("serving", metadata: ["rpc": "\(rpcSocket)", "vhost": "\(vhostDir)"])
+    try await untilTerminated { await softDPU.run() }
+    logger.notice("stopped")
+  }
+}

@@ -1,0 +1,340 @@
+import BareMetal
+import IaaS
+import Kubernetes
+import Testing
+
+/// What is decided for a machine in which situation.
+@Suite("Machine plans")
+struct PlannerTests {
+  let now = MicroTimestamp(microseconds: 1_800_000_000_000_000)
+
+  func machine(_ change: (inout BareMetalMachine) -> Void = { _ in }) -> BareMetalMachine {
+    var machine = BareMetalMachine(
+      metadata: ObjectMeta(name: "m", namespace: "n", finalizers: [Names.machineFinalizer], uid: "u"),
+      spec: .init(disks: [.init(name: "root", template: .init(size: "1Gi"))]))
+    change(&machine)
+    return machine
+  }
+
+  func host(_ name: String = "h", claimedBy uid: String? = nil, boot: String? = nil) -> BareMetalHost {
+    var host = BareMetalHost(
+      metadata: ObjectMeta(name: name, finalizers: [Names.claimFinalizer]),
+      spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d")))
+    var status = BareMetalHost.Status()
+    status.phase = .available
+    status.claim = uid.map { .init(namespace: "n", name: "m", uid: $0) }
+    status.conditions = [
+      Condition(type: BareMetalHost.ConditionType.bmcReachable, status: .true, reason: "Answers", message: "")
+    ]
+    var dpu = BareMetalHost.DPUStatus()
+    dpu.ready = true
+    dpu.boot = boot
+    status.dpu = dpu
+    host.status = status
+    return host
+  }
+
+  func boundClaim(owner: String? = "u") -> PersistentVolumeClaim {
+    var metadata = ObjectMeta(name: "m-root", namespace: "n", uid: "c")
+    metadata.ownerReferences = owner.map {
+      [OwnerReference(apiVersion: "iaas.yusur.io/v1", kind: "BareMetalMachine", name: "m", uid: $0)]
+    }
+    return PersistentVolumeClaim(metadata: metadata, spec: .init(volumeName: "pvc-c"), status: .init(phase: "Bound"))
+  }
+
+  func attachment(attached: Bool = true, uid: String = "u") -> VolumeAttachment {
+    var metadata = ObjectMeta(name: "ycloud-pvc-c", uid: "a")
+    metadata.labels = [Names.hostLabel: "h"]
+    metadata.annotations = [
+      Names.machineUIDAnnotation: uid, Names.machineAnnotation: "n/other", Names.bootOrderAnnotation: "1",
+      Names.readOnlyAnnotation: "false",
+    ]
+    return VolumeAttachment(
+      metadata: metadata,
+      spec: .init(attacher: Names.storageDriver, nodeName: "d", source: .init(persistentVolumeName: "pvc-c")),
+      status: .init(attached: attached))
+  }
+
+  func bootData(_ machine: BareMetalMachine, boot: Int64 = 1) -> Secret {
+    let interfaces = GuestInterface.all(of: machine)
+    var secret = BootData(
+      machine: machine.key, machineUID: "u", boot: BootData.token(machineUID: "u", boot: boot), userData: "",
+      metaData: CloudInit.metaData(machineUID: "u", name: "m"),
+      networkConfig: CloudInit.networkConfig(interfaces: interfaces), interfaces: interfaces
+    ).secret(host: "h")
+    secret.metadata.uid = "s"
+    return secret
+  }
+
+  func view(_ machine: BareMetalMachine, _ change: (inout MachineView) -> Void = { _ in }) -> MachineView {
+    var view = MachineView(machine: machine, now: now)
+    change(&view)
+    return view
+  }
+
+  /// Everything in place for the first boot.
+  func prepared(_ machine: BareMetalMachine, power: BareMetalHost.Power) -> MachineView {
+    view(machine) {
+      $0.hosts = [host(claimedBy: "u", boot: "u/1")]
+      $0.claims = ["m-root": boundClaim()]
+      $0.attachments = [attachment()]
+      $0.bootData = ["h": bootData(machine)]
+      $0.power = ["h": PowerView(power: power)]
+    }
+  }
+
+  @Test("A new machine gets its finalizer before anything else")
+  func finalizerFirst() {
+    let plan = plan(view(machine { $0.metadata.finalizers = nil }) { $0.hosts = [host()] })
+    #expect(plan.steps == [.addFinalizer])
+  }
+
+  @Test("The claim is made and the host is taken at the same time")
+  func parallel() {
+    let plan = plan(view(machine()) { $0.hosts = [host()] })
+    #expect(plan.steps.count == 2)
+    #expect(plan.steps.contains(.claimHost("h")))
+    #expect(plan.status.phase == .pending)
+    #expect(plan.status.timeline?.applied == now)
+  }
+
+  @Test("Nothing is attached before the server is seen off")
+  func attachOnlyWhenOff() {
+    for power in [BareMetalHost.Power.on, .unknown, .off] {
+      let plan = plan(
+        view(machine()) {
+          $0.hosts = [host(claimedBy: "u")]
+          $0.claims = ["m-root": boundClaim()]
+          $0.power = ["h": PowerView(power: power)]
+        })
+      let attaches = plan.steps.contains { if case .createAttachment = $0 { true } else { false } }
+      #expect(attaches == (power == .off), "\(power)")
+    }
+  }
+
+  @Test("Power comes when disks, seed and network are in place, and the boot counts when it is read back")
+  func powerOn() {
+    let off = plan(prepared(machine(), power: .off))
+    #expect(off.steps == [.power(host: "h", .on)])
+    #expect(off.status.bootedAt == nil)
+    let on = plan(prepared(machine(), power: .on))
+    #expect(on.status.bootedAt == now)
+    #expect(on.status.phase == .starting)
+    #expect(on.status.timeline?.ownSeconds == 0)
+  }
+
+  @Test("A server that was on before its disks were attached is turned off first")
+  func foreignPower() {
+    var view = prepared(machine(), power: .on)
+    view.attachments = [attachment(attached: false)]
+    #expect(plan(view).steps.contains(.power(host: "h", .off(grace: .zero))))
+    #expect(plan(view).status.bootedAt == nil)
+  }
+
+  @Test("A ping in this boot means running; one of another boot means nothing")
+  func reachable() {
+    let started = machine {
+      var status = BareMetalMachine.Status()
+      status.host = "h"
+      status.boot = 2
+      status.bootedAt = now
+      $0.status = status
+    }
+    for (boot, phase) in [("u/2", BareMetalMachine.Phase.running), ("u/1", .starting)] {
+      var view = prepared(started, power: .on)
+      view.hosts[0].status?.dpu?.boot = boot
+      view.hosts[0].status?.dpu?.interfaces = [
+        .init(name: "eth0", mac: "m", address: "192.0.2.7", reachable: true, reachableAt: now)
+      ]
+      #expect(plan(view).status.phase == phase)
+    }
+  }
+
+  @Test("Stopping waits until off was read several times in a row, and keeps host and disks")
+  func stop() {
+    let running = machine {
+      $0.spec.running = false
+      var status = BareMetalMachine.Status()
+      status.host = "h"
+      status.bootedAt = now
+      $0.status = status
+    }
+    let early = plan(prepared(running, power: .off))
+    #expect(early.steps == [.power(host: "h", .off(grace: .seconds(30)))])
+    #expect(early.status.phase == .stopping)
+    var view = prepared(running, power: .off)
+    view.power["h"]?.confirmedOff = true
+    let late = plan(view)
+    #expect(late.steps == [])
+    #expect(late.status.phase == .stopped)
+    #expect(late.status.boot == 2)
+    #expect(late.status.host == "h")
+  }
+
+  @Test("A deleted machine gives back in order: power, attachments, boot data, host, claims, itself")
+  func deletionOrder() {
+    let deleted = machine {
+      $0.metadata.deletionTimestamp = .now()
+      var status = BareMetalMachine.Status()
+      status.host = "h"
+      status.bootedAt = now
+      $0.status = status
+    }
+    var view = prepared(deleted, power: .on)
+    #expect(plan(view).steps == [.power(host: "h", .off(grace: .zero))])
+    #expect(plan(view).status.conditions?.condition("Deleted")?.message.contains("h") == true)
+    view.power["h"] = PowerView(power: .off)
+    #expect(plan(view).steps == [.power(host: "h", .off(grace: .zero))], "one reading is no proof")
+    view.power["h"] = PowerView(power: .off, confirmedOff: true)
+    #expect(plan(view).steps == [.deleteAttachment("ycloud-pvc-c", uid: "a")])
+    view.attachments[0].metadata.deletionTimestamp = .now()
+    #expect(plan(view).steps == [])
+    #expect(plan(view).status.message?.contains("bm-handler of h") == true)
+    view.attachments = []
+    #expect(
+      Set(plan(view).steps) == [
+        .deleteBootData(host: "h", uid: "s"), .deleteClaim(ObjectKey(namespace: "n", name: "m-root"), uid: "c"),
+      ])
+    view.bootData = [:]
+    view.claims = [:]
+    #expect(plan(view).steps == [], "the handler has not removed the seed disk yet")
+    view.hosts[0].status?.dpu?.boot = nil
+    #expect(plan(view).steps == [.releaseHost("h")])
+    view.hosts[0].status?.claim = nil
+    #expect(plan(view).steps == [.removeFinalizer])
+  }
+
+  @Test("A BMC that does not answer holds a delete up, and the condition says so")
+  func deletionWithDeadBMC() {
+    let deleted = machine { $0.metadata.deletionTimestamp = .now() }
+    var view = prepared(deleted, power: .unknown)
+    view.power["h"] = PowerView(power: .unknown, problem: "cannot read power of ipmi://b: nothing answers")
+    let message = plan(view).status.message ?? ""
+    #expect(message.contains("nothing answers") && message.contains("stay attached"))
+  }
+
+  @Test("A host that disappears while claimed is told, and the machine can be deleted")
+  func hostGone() {
+    var status = BareMetalMachine.Status()
+    status.host = "h"
+    status.bootedAt = now
+    let lost = machine { $0.status = status }
+    let told = plan(
+      view(lost) {
+        $0.claims = ["m-root": boundClaim()]
+        $0.attachments = [attachment()]
+      })
+    #expect(told.status.conditions?.condition("HostClaimed")?.reason == "HostGone")
+    #expect(told.steps == [], "nothing is taken from a server that may be running")
+    let deleted = machine {
+      $0.status = status
+      $0.metadata.deletionTimestamp = .now()
+    }
+    let deletion = plan(view(deleted) { $0.attachments = [attachment()] })
+    #expect(deletion.steps == [.deleteAttachment("ycloud-pvc-c", uid: "a")])
+  }
+
+  @Test("A volume that is attached for another machine is refused by name")
+  func volumeInUse() {
+    let other = machine { $0.spec.disks = [.init(name: "data", existingClaim: .init(claimName: "m-root"))] }
+    let plan = plan(
+      view(other) {
+        $0.claims = ["m-root": boundClaim(owner: nil)]
+        $0.foreignAttachments = ["pvc-c": attachment(uid: "x")]
+        $0.hosts = [host()]
+      })
+    let condition = plan.status.conditions?.condition("VolumesReady")
+    #expect(condition?.reason == "VolumeInUse")
+    #expect(condition?.message.contains("n/other") == true)
+    #expect(plan.steps == [])
+  }
+
+  @Test(
+    "What a schema cannot say is refused with field and remedy",
+    arguments: [
+      ("DuplicateDisk", ["spec.disks[1]", "twice"]), ("DuplicateBootOrder", ["bootOrder 1"]),
+      ("DiskWithoutVolume", ["neither"]), ("DiskAmbiguous", ["both"]), ("InvalidSize", ["'0'"]),
+      ("DuplicateMAC", ["02:00:00:00:00:01"]), ("HostAmbiguous", ["spec.hostName"]),
+      ("InvalidCloudInit", ["userData", "line 3"]),
+    ])
+  func invalid(_ reason: String, _ words: [String]) {
+    let template = BareMetalMachine.Template(size: "1Gi")
+    let broken = machine {
+      switch reason {
+      case "DuplicateDisk": $0.spec.disks.append($0.spec.disks[0])
+      case "DuplicateBootOrder":
+        $0.spec.disks = [
+          .init(name: "a", bootOrder: 1, template: template), .init(name: "b", bootOrder: 1, template: template),
+        ]
+      case "DiskWithoutVolume": $0.spec.disks = [.init(name: "a")]
+      case "DiskAmbiguous": $0.spec.disks[0].existingClaim = .init(claimName: "c")
+      case "InvalidSize": $0.spec.disks[0].template?.size = "0"
+      case "DuplicateMAC":
+        $0.spec.interfaces = [
+          .init(name: "a", macAddress: "02:00:00:00:00:01"), .init(name: "b", macAddress: "02:00:00:00:00:01"),
+        ]
+      case "HostAmbiguous":
+        $0.spec.hostName = "h"
+        $0.spec.hostSelector = .init(matchLabels: ["a": "b"])
+      default: $0.spec.cloudInit = .init(userData: "#cloud-config\nusers: [unclosed\n")
+      }
+    }
+    let plan = plan(view(broken) { $0.hosts = [host()] })
+    let condition = plan.status.conditions?.condition("Valid")
+    #expect(condition?.status == .false)
+    #expect(condition?.reason == reason)
+    for word in words { #expect(condition?.message.contains(word) == true, "\(condition?.message ?? "")") }
+    #expect(!plan.steps.contains(.claimHost("h")))
+    #expect(plan.status.phase == .pending)
+  }
+
+  @Test("A user data error never shows the user data")
+  func noSecretInErrors() {
+    let problem = CloudInit.problem(userData: "#cloud-config\npassword: [hunter2\n")
+    #expect(problem != nil)
+    #expect(problem?.contains("hunter2") == false)
+  }
+
+  @Test("The scheduler honours claims, maintenance, taints, labels and readiness, and says why it waits")
+  func scheduling() {
+    let wanting = machine()
+    #expect(Scheduler.decide(wanting, hosts: [host()]) == .place(host: "h"))
+    var broken = [host("a", claimedBy: "x"), host("b"), host("c"), host("d"), host("e")]
+    broken[1].spec.maintenance = true
+    broken[2].spec.taints = [.init(key: "gpu", value: "yes")]
+    broken[3].status?.dpu?.ready = false
+    broken[4].status?.dpu?.slots = [.init(name: "blk-01-pvc-x", kind: .disk)]
+    guard case .wait(let reason, let message) = Scheduler.decide(wanting, hosts: broken) else {
+      Issue.record("a host was found")
+      return
+    }
+    #expect(reason == "NoHostFree")
+    for word in ["a is held by", "b is in maintenance", "c has the taint gpu=yes", "and 1 more"] {
+      #expect(message.contains(word), "\(message)")
+    }
+    let tolerant = machine { $0.spec.tolerations = [.init(key: "gpu", operator: .exists)] }
+    #expect(Scheduler.decide(tolerant, hosts: broken) == .place(host: "c"))
+    let picky = machine { $0.spec.hostSelector = .init(matchLabels: ["rack": "a"]) }
+    var labelled = host("r")
+    labelled.metadata.labels = ["rack": "a"]
+    #expect(Scheduler.decide(picky, hosts: [host(), labelled]) == .place(host: "r"))
+  }
+
+  @Test("Machines spread over free hosts")
+  func spread() {
+    let hosts = (0..<8).map { host("h\($0)") }
+    var chosen: [String: Int] = [:]
+    for index in 0..<400 {
+      let machine = machine { $0.metadata.uid = "uid-\(index)" }
+      if case .place(let name) = Scheduler.decide(machine, hosts: hosts) { chosen[name, default: 0] += 1 }
+    }
+    #expect(chosen.count == 8)
+    #expect(chosen.values.allSatisfy { $0 > 20 })
+  }
+
+  @Test("Disks without a boot order follow those with one")
+  func bootOrder() {
+    let orders = bootOrders([.init(name: "a"), .init(name: "b", bootOrder: 5), .init(name: "c")])
+    #expect(orders == ["a": 6, "b": 5, "c": 7])
+  }
+}

@@ -1,0 +1,220 @@
+import BMC
+import BareMetal
+import DPU
+import Foundation
+import IaaS
+import JSON
+import Kubernetes
+import Testing
+
+@Suite("Power decisions")
+struct PowerTests {
+  @Test("Off counts after three readings, three seconds apart, and any other reading starts over")
+  func confirmation() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.off(grace: .zero))
+    let move1 = tracker.observe(.on, at: .zero)
+    #expect(move1 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
+    let move2 = tracker.observe(.off, at: .seconds(1))
+    #expect(move2 == .read(after: .seconds(3)))
+    let move3 = tracker.observe(.off, at: .seconds(4))
+    #expect(move3 == .read(after: .seconds(3)))
+    #expect(!tracker.isConfirmedOff(at: .seconds(4), freshness: .seconds(60)))
+    // The BMC lied: it was on all the time.
+    let move4 = tracker.observe(.on, at: .seconds(6))
+    #expect(move4 == .read(after: .milliseconds(800)))
+    _ = tracker.observe(.off, at: .seconds(7))
+    _ = tracker.observe(.off, at: .seconds(10))
+    let move5 = tracker.observe(.off, at: .seconds(13))
+    #expect(move5 == .settled)
+    #expect(tracker.isConfirmedOff(at: .seconds(13), freshness: .seconds(60)))
+    #expect(!tracker.isConfirmedOff(at: .seconds(100), freshness: .seconds(60)), "proofs grow old")
+  }
+
+  @Test("A system is asked first, and its power cut when its time is over")
+  func grace() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.off(grace: .seconds(10)))
+    let move6 = tracker.observe(.on, at: .zero)
+    #expect(move6 == .command(.gracefulShutdown, thenReadAfter: .milliseconds(100)))
+    let move7 = tracker.observe(.on, at: .seconds(5))
+    #expect(move7 == .read(after: .milliseconds(500)))
+    let move8 = tracker.observe(.on, at: .seconds(11))
+    #expect(move8 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
+  }
+
+  @Test("A BMC that cannot ask the system is told to cut the power at once")
+  func noGrace() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.off(grace: .seconds(10)))
+    _ = tracker.observe(.on, at: .zero)
+    tracker.failed(.gracefulShutdown)
+    let move9 = tracker.observe(.on, at: .seconds(1))
+    #expect(move9 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
+  }
+
+  @Test("A server that was told to go on is told off again, although it still reads off")
+  func onMayBePending() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.on)
+    let move10 = tracker.observe(.off, at: .seconds(1))
+    #expect(move10 == .command(.on, thenReadAfter: .milliseconds(100)))
+    _ = tracker.want(.off(grace: .zero))
+    let move11 = tracker.observe(.off, at: .seconds(2))
+    #expect(move11 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
+  }
+
+  @Test("Commands are not repeated within ten seconds")
+  func gentle() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.on)
+    var commands = 0
+    for tenth in 1...95 {
+      if case .command = tracker.observe(.off, at: .milliseconds(100 * tenth)) { commands += 1 }
+    }
+    #expect(commands == 1)
+  }
+}
+
+@Suite("What bm-handler does")
+struct HandlerTests {
+  func host(claim uid: String? = "u") -> BareMetalHost {
+    var host = BareMetalHost(
+      metadata: ObjectMeta(name: "h"),
+      spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d")))
+    var status = BareMetalHost.Status()
+    status.claim = uid.map { .init(namespace: "n", name: "m", uid: $0) }
+    host.status = status
+    return host
+  }
+
+  func attachment(volume: String = "pvc-1", uid: String = "u", node: String = "d") -> VolumeAttachment {
+    var metadata = ObjectMeta(name: "ycloud-\(volume)", uid: "a")
+    metadata.labels = [Names.hostLabel: "h"]
+    metadata.annotations = [Names.machineUIDAnnotation: uid, Names.bootOrderAnnotation: "1"]
+    return VolumeAttachment(
+      metadata: metadata,
+      spec: .init(attacher: Names.storageDriver, nodeName: node, source: .init(persistentVolumeName: volume)))
+  }
+
+  let shown = (
+    BlockVolume(name: "pvc-1", file: "/p/pvc-1.img", blockSize: 512, blockCount: 8, readOnly: false),
+    BlockFunction(name: "blk-01-pvc-1", volume: "pvc-1", readOnly: false)
+  )
+
+  @Test("An attachment becomes a volume and a function, once")
+  func attach() {
+    var view = HandlerView(host: host(), volumesDirectory: "/p")
+    view.attachments = [attachment()]
+    #expect(
+      HandlerPlan.steps(view) == [
+        .createVolume(name: "pvc-1", file: "/p/pvc-1.img", readOnly: false),
+        .plug(function: "blk-01-pvc-1", volume: "pvc-1", readOnly: false),
+      ])
+    view.volumes = [shown.0]
+    #expect(HandlerPlan.steps(view) == [.plug(function: "blk-01-pvc-1", volume: "pvc-1", readOnly: false)])
+    view.functions = [shown.1]
+    #expect(HandlerPlan.steps(view) == [])
+  }
+
+  @Test("An attachment for a machine that does not hold the host has no effect")
+  func fence() {
+    for (claim, attachment) in [
+      (nil, attachment()), ("other", attachment()), ("u", attachment(node: "elsewhere")),
+      ("u", attachment(volume: "../../etc/shadow")), ("u", attachment(volume: ".hidden")),
+    ] {
+      var view = HandlerView(host: host(claim: claim), volumesDirectory: "/p")
+      view.attachments = [attachment]
+      #expect(HandlerPlan.steps(view) == [])
+      #expect(HandlerPlan.objection(to: attachment, host: view.host) != nil)
+    }
+  }
+
+  @Test("A deleted attachment takes function and volume away, in this order")
+  func detach() {
+    var view = HandlerView(host: host(), volumesDirectory: "/p")
+    var attachment = attachment()
+    attachment.metadata.deletionTimestamp = .now()
+    view.attachments = [attachment]
+    view.volumes = [shown.0]
+    view.functions = [shown.1]
+    #expect(HandlerPlan.steps(view) == [.unplug(function: "blk-01-pvc-1"), .deleteVolume("pvc-1")])
+    #expect(!HandlerPlan.isGone(volume: "pvc-1", volumes: view.volumes, functions: []))
+    #expect(HandlerPlan.isGone(volume: "pvc-1", volumes: [], functions: []))
+  }
+
+  @Test("What is shown stays while its attachment stands, whatever became of the claim or the host object")
+  func stays() {
+    for host in [host(claim: nil), nil] {
+      var view = HandlerView(host: host, volumesDirectory: "/p")
+      view.attachments = [attachment()]
+      view.volumes = [shown.0]
+      view.functions = [shown.1]
+      #expect(HandlerPlan.steps(view) == [])
+    }
+  }
+
+  @Test("Boot data of a machine that does not hold the host is ignored")
+  func foreignBootData() {
+    let data = BootData(
+      machine: ObjectKey(namespace: "n", name: "m"), machineUID: "x", boot: "x/1", userData: "", metaData: "",
+      networkConfig: "", interfaces: [])
+    #expect(HandlerPlan.effectiveBootData(data, host: host()) == nil)
+  }
+
+  @Test("Boot data survives the way through a secret, and damaged secrets are refused")
+  func bootData() throws {
+    let data = BootData(
+      machine: ObjectKey(namespace: "n", name: "m"), machineUID: "u", boot: "u/1", userData: "#cloud-config\nä\n",
+      metaData: "m", networkConfig: "n",
+      interfaces: [GuestInterface(name: "eth0", mac: "02:00:00:00:00:01", address: "192.0.2.1")])
+    #expect(try BootData(data.secret(host: "h")) == data)
+    var random = SeededRandom(seed: 7)
+    for _ in 0..<500 {
+      var secret = data.secret(host: "h")
+      let key = ["interfaces.json", "user-data", "meta-data", "network-config"].randomElement(using: &random) ?? ""
+      var bytes = secret.data?[key] ?? .init()
+      if bytes.isEmpty || random.chance(10) {
+        secret.data?[key] = nil
+      } else {
+        let index = bytes.indices.randomElement(using: &random) ?? bytes.startIndex
+        bytes[index] = UInt8.random(in: 0...255, using: &random)
+        secret.data?[key] = bytes
+      }
+      // Either it is refused, or every name in it is harmless.
+      if let read = try? BootData(secret) {
+        #expect(read.interfaces.allSatisfy { GuestInterface.isPlain($0.name) && GuestInterface.isMAC($0.mac) })
+      }
+    }
+  }
+
+  @Test("Leases are read from dnsmasq's file, and nonsense is left out")
+  func leases() {
+    let text = """
+      1795253724 02:1A:8c:75:68:95 192.168.94.148 m1 01:02:1a:8c:75:68:95
+      duid 00:01:00:01:2e
+      0 02:00:00:00:00:02 192.168.94.9 * *
+      1795253724 02:00:00:00:00:03 fe80::1 x *
+      1795253724 nonsense 10.0.0.1 x *
+      17952
+      """
+    let leases = LeaseFile.parse(text.utf8)
+    #expect(leases.count == 2)
+    #expect(leases["02:1a:8c:75:68:95"]?.address == "192.168.94.148")
+    var random = SeededRandom(seed: 3)
+    for _ in 0..<2000 {
+      let bytes = (0..<Int.random(in: 0...200, using: &random)).map { _ in UInt8.random(in: 0...255, using: &random) }
+      for lease in LeaseFile.parse(bytes).values { #expect(LeaseFile.isIPv4(lease.address)) }
+    }
+  }
+
+  @Test("Merge patches say what changed and nothing else")
+  func mergePatch() throws {
+    let old: JSONValue = ["a": 1, "b": ["c": 2, "d": 3], "e": [1, 2]]
+    let new: JSONValue = ["a": 1, "b": ["c": 4], "e": [1], "f": true]
+    let patch = try #require(MergePatch.difference(from: old, to: new))
+    #expect(patch == ["b": ["c": 4, "d": nil], "e": [1], "f": true])
+    #expect(World.merge(old, patch) == new)
+    #expect(MergePatch.difference(from: new, to: new) == nil)
+  }
+}

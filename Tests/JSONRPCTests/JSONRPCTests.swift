@@ -1,0 +1,189 @@
+import JSON
+import JSONRPC
+import Synchronization
+import TestSupport
+import Testing
+
+@Suite struct MessageTests {
+  @Test func leavesOutEmptyParameters() {
+    #expect(Request(id: 1, method: "m", params: [:]).json == ["jsonrpc": "2.0", "id": 1, "method": "m"])
+    #expect(Request(id: nil, method: "m", params: [1]).json == ["jsonrpc": "2.0", "method": "m", "params": [1]])
+  }
+
+  @Test(arguments: [
+    #"{"jsonrpc": "1.0", "id": 1, "method": "m"}"#, #"{"id": 1, "method": "m"}"#, #"{"jsonrpc": "2.0", "id": 1}"#,
+    #"{"jsonrpc": "2.0", "id": {}, "method": "m"}"#, #"{"jsonrpc": "2.0", "id": 1, "method": "m", "params": 5}"#,
+    #"{"jsonrpc": "2.0", "id": 1, "method": 7}"#, "[]",
+  ])
+  func refusesRequestsThatBreakTheSpecification(text: String) throws {
+    #expect(Request.parse(try JSONValue.parse(text)) == .failure(.invalidRequest))
+  }
+
+  @Test func readsResponses() throws {
+    #expect(Response(["id": 1, "result": nil]) == Response(id: 1, result: .success(.null)))
+    #expect(
+      Response(["id": "x", "error": ["code": -19, "message": "No such device"]])
+        == Response(id: "x", result: .failure(ResponseError(code: -19, message: "No such device"))))
+    #expect(Response(["id": 1]) == nil)
+    #expect(Response(["method": "event"]) == nil)
+  }
+}
+
+/// A server whose methods answer in ways that clients have to cope with.
+@Suite struct ClientAndServerTests {
+  private static func serve(_ path: String, onNever: @escaping @Sendable () -> Void = {}) throws -> JSONRPCServer {
+    let held = Mutex<[@Sendable () -> Void]>([])
+    let server = JSONRPCServer(path: path, maximumLength: 1 << 16) { request, reply in
+      switch request.method {
+      case "echo": reply(.success(request.params ?? .null))
+      case "hold": held.withLock { $0.append { reply(.success("held")) } }
+      case "release":
+        let waiting = held.withLock { held in
+          defer { held = [] }
+          return held
+        }
+        reply(.success("released"))
+        for reply in waiting.reversed() { reply() }
+      case "refuse": reply(.failure(ResponseError(code: -19, message: "No such device")))
+      case "never": onNever()
+      default: reply(.failure(.methodNotFound))
+      }
+    }
+    try server.start()
+    return server
+  }
+
+  @Test func matchesAnswersToCalls() async throws {
+    let directory = try TemporaryDirectory()
+    let server = try Self.serve(directory.file("s"))
+    defer { server.stop() }
+    let client = JSONRPCClient(path: server.path)
+    #expect(try await client.call("echo", ["a": 1]) == ["a": 1])
+    async let first = client.call("hold")
+    async let second = client.call("hold")
+    // Calls that wait are answered by another call, last one first.
+    let releasing = Task {
+      while !Task.isCancelled { _ = try? await client.call("release") }
+    }
+    #expect(try await [first, second] == ["held", "held"])
+    releasing.cancel()
+    let error = await #expect(throws: JSONRPCError.self) { try await client.call("refuse") }
+    #expect(error?.code == .server(-19))
+    #expect(error?.message == "No such device")
+  }
+
+  @Test func limitsTheTimeOfACall() async throws {
+    let directory = try TemporaryDirectory()
+    let server = try Self.serve(directory.file("s"))
+    defer { server.stop() }
+    let client = JSONRPCClient(path: server.path)
+    let error = await #expect(throws: JSONRPCError.self) {
+      try await client.call("never", timeout: .milliseconds(50))
+    }
+    #expect(error?.code == .timeout)
+    #expect(try await client.call("echo", [1]) == [1])
+  }
+
+  @Test func endsACancelledCall() async throws {
+    let directory = try TemporaryDirectory()
+    let server = try Self.serve(directory.file("s"))
+    defer { server.stop() }
+    let client = JSONRPCClient(path: server.path)
+    let call = Task { try await client.call("never") }
+    call.cancel()
+    await #expect(throws: CancellationError.self) { try await call.value }
+  }
+
+  @Test func connectsAgainAfterTheServerCameBack() async throws {
+    let directory = try TemporaryDirectory()
+    let path = directory.file("s")
+    let client = JSONRPCClient(path: path)
+    let error = await #expect(throws: JSONRPCError.self) { try await client.call("echo") }
+    #expect(error?.code == .unreachable)
+    let arrived = Mutex(0)
+    for round in 1...3 {
+      let server = try Self.serve(path) { arrived.withLock { $0 += 1 } }
+      try await eventually { try await client.call("echo", [2]) == [2] }
+      async let abandoned = client.call("never")
+      try await eventually { arrived.withLock { $0 } == round }
+      server.stop()
+      do {
+        _ = try await abandoned
+        Issue.record("a call outlived its server")
+      } catch let error as JSONRPCError {
+        #expect(error.code == .closed)
+      }
+    }
+  }
+
+  @Test func answersBatchesInOrderAndGarbageNotAtAll() async throws {
+    let directory = try TemporaryDirectory()
+    let server = try Self.serve(directory.file("s"))
+    defer { server.stop() }
+    let stream = try JSONStream.connect(path: server.path)
+    try stream.send([
+      Request(id: "a", method: "echo", params: [1]).json, 5, Request(id: nil, method: "echo").json,
+      Request(id: "b", method: "nope").json,
+    ])
+    let answer = try await stream.next()
+    #expect(
+      answer == [
+        ["jsonrpc": "2.0", "id": "a", "result": [1]],
+        ["jsonrpc": "2.0", "id": nil, "error": ["code": -32600, "message": "Invalid request"]],
+        ["jsonrpc": "2.0", "id": "b", "error": ["code": -32601, "message": "Method not found"]],
+      ])
+    try stream.send([])
+    #expect(try await stream.next()?["error"]?["code"] == -32600)
+    // Longer than the server's limit: it closes the connection.
+    try stream.send([.string(String(repeating: "x", count: 1 << 17))])
+    #expect(try await stream.next() == nil)
+  }
+
+  @Test func replacesTheSocketOfADeadServerOnly() throws {
+    let directory = try TemporaryDirectory()
+    let path = directory.file("s")
+    let first = try Self.serve(path)
+    #expect(throws: JSONRPCError.self) { _ = try Self.serve(path) }
+    first.stop()
+    _ = try directory.write("s", "a file")
+    #expect(throws: JSONRPCError.self) { _ = try Self.serve(path) }
+    #expect(contentsOfFile(path) == "a file")
+  }
+}
+
+@Suite struct JSONStreamTests {
+  @Test func deliversMoreThanItHolds() async throws {
+    let directory = try TemporaryDirectory()
+    let server = JSONRPCServer(path: directory.file("s")) { request, reply in reply(.success(request.id ?? .null)) }
+    try server.start()
+    defer { server.stop() }
+    let stream = try JSONStream.connect(path: server.path)
+    // More answers than may wait, taken only after all were asked for.
+    let count = 3 * JSONStream.maximumWaiting
+    for index in 0..<count { try stream.send(Request(id: .integer(Int64(index)), method: "m").json) }
+    for index in 0..<count { #expect(try await stream.next()?["result"] == .integer(Int64(index))) }
+  }
+
+  @Test func endsWhenThePeerCloses() async throws {
+    let directory = try TemporaryDirectory()
+    let server = JSONRPCServer(path: directory.file("s")) { _, _ in }
+    try server.start()
+    let stream = try JSONStream.connect(path: server.path)
+    try stream.send(Request(id: 1, method: "m").json)
+    let reading = Task { try await stream.next() }
+    try stream.send(Request(id: 1, method: "m").json)
+    server.stop()
+    #expect(try await reading.value == nil)
+  }
+
+  @Test func endsWhenItsReaderIsCancelled() async throws {
+    let directory = try TemporaryDirectory()
+    let server = JSONRPCServer(path: directory.file("s")) { _, _ in }
+    try server.start()
+    defer { server.stop() }
+    let stream = try JSONStream.connect(path: server.path)
+    let reading = Task { try await stream.next() }
+    reading.cancel()
+    await #expect(throws: CancellationError.self) { try await reading.value }
+  }
+}

@@ -1,0 +1,250 @@
+import JSON
+import Logging
+import SoftHost
+import Synchronization
+import Telemetry
+import Testing
+import TestSupport
+
+/// A chassis without a machine.
+private actor PaperChassis: ChassisControl {
+  var state = ChassisSnapshot(name: "paper-1", uuid: "4c4c4544-0000-4000-8000-000000000001", power: .off)
+  func snapshot() -> ChassisSnapshot { state }
+  func reset(_ type: Chassis.ResetType) throws {
+    guard type == .on || state.power == .on else {
+      throw SoftHostError(.conflict, operation: type.rawValue, message: "the server is off")
+    }
+    state.power = type == .on ? .on : .off
+  }
+  func setBoot(_ boot: BootSetting) { state.boot = boot }
+}
+
+@Suite struct RedfishServiceTests {
+  private let system = "/redfish/v1/Systems/1"
+  private let basic = "Basic YWRtaW46c2VjcmV0"  // admin:secret
+
+  private func withService(
+    sessionTimeout: Duration = .seconds(60), _ body: (RedfishService, TemporaryDirectory) async throws -> Void
+  ) async throws {
+    try await withTemporaryDirectory { directory in
+      let file = try directory.write("accounts", "# accounts\nadmin:secret\nother:pa:ss\n", mode: 0o600)
+      var logger = Logger(label: "test")
+      logger.logLevel = .critical
+      let service = RedfishService(
+        chassis: PaperChassis(), accounts: Accounts(path: file), sessionTimeout: sessionTimeout,
+        metrics: SoftHostMetrics(MetricsRegistry()), logger: logger)
+      try await body(service, directory)
+    }
+  }
+
+  private func request(
+    _ method: String, _ path: String, _ body: JSONValue? = nil, _ headers: [String: String] = [:]
+  ) -> RedfishRequest {
+    var all = ["authorization": basic]
+    all.merge(headers) { $1 }
+    return RedfishRequest(method: method, path: path, headers: all, body: body?.serialize() ?? [])
+  }
+
+  @Test func onlyTheRootAndSigningInArePublic() async throws {
+    try await withService { service, _ in
+      for path in ["/redfish", "/redfish/v1", "/redfish/v1/", "/redfish/v1/odata"] {
+        #expect(await service.respond(to: RedfishRequest(method: "GET", path: path)).status == 200, "\(path)")
+      }
+      for path in [
+        system, "/redfish/v1/Systems", "/redfish/v1/Managers/1", "/redfish/v1/SessionService/Sessions", "/x",
+      ] {
+        let reply = await service.respond(to: RedfishRequest(method: "GET", path: path))
+        #expect(reply.status == 401, "\(path)")
+        #expect(reply.headers["WWW-Authenticate"] != nil)
+        #expect(
+          reply.body?["error"]?["@Message.ExtendedInfo"]?[0]?["MessageId"]?.stringValue?.hasPrefix("Base.1") == true)
+      }
+    }
+  }
+
+  @Test func everyLinkLeadsSomewhere() async throws {
+    try await withService { service, _ in
+      var todo = ["/redfish/v1"]
+      var seen = Set<String>()
+      while let path = todo.popLast() {
+        guard seen.insert(path).inserted else { continue }
+        let reply = await service.respond(to: request("GET", path))
+        #expect(reply.status == 200, "\(path)")
+        #expect(reply.headers["OData-Version"] == "4.0")
+        #expect(reply.headers["ETag"] != nil)
+        let body = try #require(reply.body)
+        #expect(body["@odata.id"] != nil && body["@odata.type"] != nil && body["Name"] != nil, "\(path)")
+        func collect(_ value: JSONValue) {
+          if let link = value["@odata.id"]?.stringValue {
+            todo.append(RedfishRequest(method: "GET", path: link).path)
+          }
+          for member in value.objectValue?.values.map({ $0 }) ?? value.arrayValue ?? [] { collect(member) }
+        }
+        collect(body)
+      }
+      #expect(seen.count >= 13)
+    }
+  }
+
+  @Test func sessions() async throws {
+    try await withService(sessionTimeout: .milliseconds(300)) { service, _ in
+      let wrong = await service.respond(
+        to: RedfishRequest(
+          method: "POST", path: "/redfish/v1/SessionService/Sessions",
+          body: JSONValue.object(["UserName": "admin", "Password": "no"]).serialize()))
+      #expect(wrong.status == 401)
+      let reply = await service.respond(
+        to: RedfishRequest(
+          method: "POST", path: "/redfish/v1/SessionService/Sessions",
+          body: JSONValue.object(["UserName": "other", "Password": "pa:ss"]).serialize()))
+      #expect(reply.status == 201)
+      let token = try #require(reply.headers["X-Auth-Token"])
+      let location = try #require(reply.headers["Location"])
+      func status(_ method: String, _ path: String) async -> Int {
+        await service.respond(to: RedfishRequest(method: method, path: path, headers: ["x-auth-token": token])).status
+      }
+      #expect(await status("GET", system) == 200)
+      #expect(await status("GET", location) == 200)
+      #expect(await status("DELETE", location) == 204)
+      #expect(await status("GET", system) == 401)
+    }
+  }
+
+  @Test func aSessionEndsWhenItIsNotUsed() {
+    var sessions = Sessions(timeout: .seconds(10))
+    let start = ContinuousClock.now
+    let made = sessions.make(user: "admin", now: start)
+    guard let made else { return #expect(Bool(false)) }
+    let early = sessions.use(made.token, now: start + .seconds(9))
+    let renewed = sessions.use(made.token, now: start + .seconds(18))
+    let late = sessions.use(made.token, now: start + .seconds(29))
+    #expect(early != nil && renewed != nil && late == nil)
+    #expect(made.token.count == 64)
+  }
+
+  @Test func sessionsAreFew() {
+    var sessions = Sessions(timeout: .seconds(10))
+    let now = ContinuousClock.now
+    for _ in 0..<Sessions.sessionsMax {
+      let session = sessions.make(user: "a", now: now)
+      #expect(session != nil)
+    }
+    let refused = sessions.make(user: "a", now: now)
+    let later = sessions.make(user: "a", now: now + .seconds(11))
+    #expect(refused == nil && later != nil)
+  }
+
+  @Test func wrongPasswordsLockForAWhile() {
+    var lockout = Lockout()
+    let start = ContinuousClock.now
+    for _ in 0..<Lockout.threshold { lockout.failed("admin", now: start) }
+    #expect(lockout.isLocked("admin", now: start + .seconds(29)))
+    #expect(!lockout.isLocked("admin", now: start + .seconds(31)))
+    #expect(!lockout.isLocked("other", now: start))
+    // Strangers' names do not fill the memory.
+    for number in 0..<10_000 { lockout.failed("user\(number)", now: start) }
+  }
+
+  @Test func aLockedAccountKeepsItsSessions() async throws {
+    try await withService { service, _ in
+      let sessionsPath = "/redfish/v1/SessionService/Sessions"
+      let body: JSONValue = ["UserName": "admin", "Password": "secret"]
+      let reply = await service.respond(
+        to: RedfishRequest(method: "POST", path: sessionsPath, body: body.serialize()))
+      let token = try #require(reply.headers["X-Auth-Token"])
+      for _ in 0..<Lockout.threshold {
+        _ = await service.respond(to: request("GET", system, nil, ["authorization": "Basic YWRtaW46bm8="]))
+      }
+      let locked = await service.respond(to: request("GET", system))
+      #expect(locked.status == 401)
+      #expect(locked.body?["error"]?["code"]?.stringValue?.contains("Locked") == true)
+      let known = RedfishRequest(method: "GET", path: system, headers: ["x-auth-token": token])
+      #expect(await service.respond(to: known).status == 200)
+    }
+  }
+
+  @Test func changedAccountsCountAtOnce() async throws {
+    try await withService { service, directory in
+      #expect(await service.respond(to: request("GET", system)).status == 200)
+      try directory.write("accounts", "admin:other\n")
+      #expect(await service.respond(to: request("GET", system)).status == 401)
+    }
+  }
+
+  @Test func reset() async throws {
+    try await withService { service, _ in
+      let target = system + "/Actions/ComputerSystem.Reset"
+      #expect(await service.respond(to: request("POST", target, ["ResetType": "ForceRestart"])).status == 409)
+      #expect(await service.respond(to: request("POST", target, ["ResetType": "On"])).status == 204)
+      #expect(await service.respond(to: request("POST", target, ["ResetType": "Explode"])).status == 400)
+      #expect(await service.respond(to: request("POST", target, [:])).status == 400)
+      #expect(await service.respond(to: request("POST", target, [])).status == 400)
+      #expect(await service.respond(to: request("GET", target)).status == 404)
+      #expect(await service.respond(to: request("DELETE", system)).status == 405)
+      #expect(await service.respond(to: request("GET", system)).body?["PowerState"] == "On")
+    }
+  }
+
+  @Test func bootOverrideWithPreconditions() async throws {
+    try await withService { service, _ in
+      let etag = try #require(await service.respond(to: request("GET", system)).headers["ETag"])
+      let once: JSONValue = ["Boot": ["BootSourceOverrideEnabled": "Once", "BootSourceOverrideTarget": "Pxe"]]
+      let stale = await service.respond(to: request("PATCH", system, once, ["if-match": "\"x\""]))
+      #expect(stale.status == 412)
+      let changed = await service.respond(to: request("PATCH", system, once, ["if-match": etag]))
+      #expect(changed.status == 200)
+      #expect(changed.body?["Boot"]?["BootSourceOverrideTarget"] == "Pxe")
+      #expect(await service.respond(to: request("PATCH", system, once, ["if-match": etag])).status == 412)
+      let unchanged = await service.respond(to: request("GET", system, nil, ["if-none-match": "*"]))
+      #expect(unchanged.status == 304 && unchanged.body == nil)
+      for bad: JSONValue in [
+        ["PowerState": "On"], [:], ["Boot": "Pxe"], ["Boot": ["BootSourceOverrideTarget": "Moon"]],
+        ["Boot": ["BootSourceOverrideEnabled": nil]], ["Boot": ["Unknown": 1]],
+      ] {
+        #expect(await service.respond(to: request("PATCH", system, bad)).status == 400, "\(bad)")
+      }
+    }
+  }
+
+  @Test func anotherODataVersionIsRefused() async throws {
+    try await withService { service, _ in
+      #expect(await service.respond(to: request("GET", system, nil, ["odata-version": "4.1"])).status == 412)
+    }
+  }
+
+  @Test func readsBasicHeaders() throws {
+    let parsed = try #require(BasicAuthorization.parse("basic YTpiOmM="))
+    #expect(parsed.user == "a" && parsed.password == "b:c")
+    for text in ["", "Basic", "Bearer YTpi", "Basic !!!!", "Basic YWI=", "Basic YQ=YQ==", "Basic ====", "Basic /w=="] {
+      #expect(BasicAuthorization.parse(text) == nil, "\(text)")
+    }
+  }
+
+  @Test func comparesWithoutEarlyEnd() {
+    #expect(Accounts.equal("", "") && Accounts.equal("abc", "abc"))
+    #expect(!Accounts.equal("abc", "abd") && !Accounts.equal("abc", "ab") && !Accounts.equal("", "a"))
+    #expect(!Accounts.equal("a\u{0}", "a"))
+  }
+
+  @Test func survivesRandomRequests() async throws {
+    try await withService { service, _ in
+      var random = SeededGenerator(seed: 21)
+      let paths = [
+        system, system + "/Actions/ComputerSystem.Reset", "/redfish/v1/SessionService/Sessions", "/redfish/v1",
+      ]
+      for _ in 0..<3_000 {
+        let bytes = random.bytes(Int.random(in: 0...40, using: &random))
+        let text = String(decoding: bytes, as: UTF8.self)
+        var request = request(
+          ["GET", "POST", "PATCH", "DELETE", "PUT", "HEAD"].randomElement(using: &random) ?? "GET",
+          (paths.randomElement(using: &random) ?? "") + (Bool.random(using: &random) ? "" : "/" + text))
+        request.body = bytes
+        if Bool.random(using: &random) { request.headers["if-match"] = text }
+        if Int.random(in: 0..<4, using: &random) == 0 { request.headers["authorization"] = "Basic " + text }
+        if Int.random(in: 0..<4, using: &random) == 0 { request.headers["x-auth-token"] = text }
+        let reply = await service.respond(to: request)
+        #expect((200..<500).contains(reply.status))
+      }
+    }
+  }
+}
