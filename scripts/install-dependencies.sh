@@ -63,6 +63,42 @@ if ((${#missing[@]} > 0)); then
   done
 fi
 
+# A disk whose data plane starts again while the server's firmware runs is found again by QEMU 9.1 and newer only. Where
+# the release has an older one (Debian 12), its backports have a newer.
+qemu_release() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null | sed 's/^[0-9]*://; s/+.*//'; }
+case $(dpkg --print-architecture) in
+  amd64) qemu=qemu-system-x86 ;;
+  arm64) qemu=qemu-system-arm ;;
+esac
+if dpkg --compare-versions "$(qemu_release $qemu)" lt 9.1; then
+  # shellcheck source=/dev/null
+  . /etc/os-release
+  suite=${VERSION_CODENAME:-}-backports
+  list=/etc/apt/sources.list.d/ycloud-backports.list
+  if [[ ${ID:-} == debian && $EUID -eq 0 ]]; then
+    echo "installing $qemu from $suite ($(qemu_release $qemu) is older than 9.1)"
+    if ! apt-cache policy | grep -qF "n=$suite"; then
+      # The same mirror that the release itself comes from.
+      # shellcheck disable=SC2016
+      mirror=$(apt-get indextargets --format '$(SITE) $(CODENAME) $(COMPONENT)' 'Identifier: Packages' |
+        awk -v release="$VERSION_CODENAME" '$2 == release && $3 == "main" { print $1; exit }')
+      key=/usr/share/keyrings/debian-archive-keyring.gpg
+      [[ -e $key ]] && key="[signed-by=$key] " || key=
+      echo "deb $key${mirror:-http://deb.debian.org/debian} $suite main" >"$list"
+      if ! apt-get -qq update; then
+        rm -f "$list"
+        apt-get -qq update
+      fi
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o Dpkg::Use-Pty=0 -t "$suite" install --no-install-recommends \
+      "$qemu" qemu-utils || true
+  fi
+  if dpkg --compare-versions "$(qemu_release $qemu)" lt 9.1; then
+    echo "install-dependencies: $qemu is older than 9.1 and no newer one was found; a server whose softdpu is restarted" \
+      "while its firmware runs will have to be reset" >&2
+  fi
+fi
+
 if ! command -v swift >/dev/null; then
   echo "install-dependencies: there is no 'swift' in PATH; install a Swift toolchain, 6.2 or newer (swift.org/install)" >&2
   exit 1

@@ -211,6 +211,7 @@ struct CloudComponents: Sendable {
       name, programs.ycloud,
       [
         "bm-controller", "--kubeconfig", directory.roleKubeconfig(name),
+        "--identity-lock", directory.identityLock(name),
         "--metrics-address", "127.0.0.1:\(metrics)", "--log-level", logLevel,
       ], after: [Self.objects], readiness: .http(port: metrics, path: "/readyz"))
   }

@@ -47,6 +47,7 @@ public struct CloudDirectory: Sendable, Hashable {
   public func privateKey(_ name: String) -> String { "\(pki)/\(name).key" }
   public var serviceAccountPublicKey: String { "\(pki)/service-accounts.pub" }
   /// The kubeconfig of one role.
+  public func identityLock(_ role: String) -> String { "\(run)/\(role).lock" }
   public func roleKubeconfig(_ role: String) -> String { "\(credentials)/\(role).kubeconfig" }
   public func host(_ name: String) -> HostDirectory { HostDirectory(path: "\(shortPath)/hosts/\(name)") }
 

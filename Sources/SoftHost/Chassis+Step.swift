@@ -51,6 +51,11 @@ extension Chassis {
       guard unconnected == process else { return }
       self.machine = machine
       unconnected = nil
+      if !machine.version.reconnectsAlways {
+        logger.warning(
+          "this QEMU loses a disk whose data plane starts again while firmware runs; install QEMU 9.1 or newer",
+          metadata: ["version": "\(machine.version)"])
+      }
       started.ring()
       if isBeforeBoot { try await finishBoot(machine, bus) }
     } catch {

@@ -3,6 +3,7 @@ import BMC
 import BareMetal
 import Kubernetes
 import Logging
+import Reconciler
 import Telemetry
 
 /// `ycloud bm-controller`: the life of machines, from the control plane's side.
@@ -24,6 +25,11 @@ struct BMControllerCommand: AsyncParsableCommand {
   @Option(help: "BMCs that are talked to at the same time (1 to 4096).") var bmcWorkers = 128
   @Option(help: "Machines that are worked on at the same time (1 to 1024).") var machineWorkers = 16
   @Flag(help: "Do not elect a leader: only one may run then.") var noLeaderElection = false
+  @Option(
+    help: ArgumentHelp(
+      "A file whose lock stands for this controller in the election: started again after a kill, it leads at once "
+        + "instead of waiting for its old lease to expire.", valueName: "path"))
+  var identityLock: String?
   @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = Logger.Level.info
 
   func validate() throws {
@@ -46,6 +52,8 @@ struct BMControllerCommand: AsyncParsableCommand {
     configuration.bmcWorkers = bmcWorkers
     configuration.machineWorkers = machineWorkers
     configuration.leaderElection = !noLeaderElection
+    let lock = try identityLock.map { try CandidateLock(path: $0) }
+    configuration.identity = lock?.identity
     let pool = BMCClientPool(logger: logger)
     let controller = BMController(
       client: client, configuration: configuration, registry: registry, logger: logger,

@@ -163,7 +163,7 @@ struct PlannerTests {
     #expect(early.steps == [.power(host: "h", .off(grace: .seconds(30)))])
     #expect(early.status.phase == .stopping)
     var view = prepared(running, power: .off)
-    view.power["h"]?.confirmedOff = true
+    view.power["h"]?.fencedOff = true
     let late = plan(view)
     #expect(late.steps == [])
     #expect(late.status.phase == .stopped)
@@ -185,7 +185,7 @@ struct PlannerTests {
     #expect(plan(view).status.conditions?.condition("Deleted")?.message.contains("h") == true)
     view.power["h"] = PowerView(power: .off)
     #expect(plan(view).steps == [.power(host: "h", .off(grace: .zero))], "one reading is no proof")
-    view.power["h"] = PowerView(power: .off, confirmedOff: true)
+    view.power["h"] = PowerView(power: .off, confirmedOff: true, fencedOff: true)
     #expect(plan(view).steps == [.deleteAttachment("ycloud-pvc-c", uid: "a")])
     view.attachments[0].metadata.deletionTimestamp = .now()
     #expect(plan(view).steps == [])
@@ -231,7 +231,7 @@ struct PlannerTests {
       $0.metadata.deletionTimestamp = .now()
     }
     let deletion = plan(view(deleted) { $0.attachments = [attachment()] })
-    #expect(deletion.steps == [.deleteAttachment("ycloud-pvc-c", uid: "a")])
+    #expect(deletion.steps == [.deleteAttachment("ycloud-pvc-c", uid: "a", unlessHeld: "h")])
   }
 
   @Test("A volume that is attached for another machine is refused by name")

@@ -18,6 +18,8 @@ public struct BMController: Sendable {
     public var bmcWorkers = 128
     /// How often the power of a server is read about which nothing is wished.
     public var powerPoll: Duration = .seconds(30)
+    /// Who this process is in the election of a leader; nil makes a name that is used once.
+    public var identity: String?
     /// Whether several of these may run, of which one leads.
     public var leaderElection = true
     /// Whether SIGTERM and SIGINT end `run()`.
@@ -49,7 +51,9 @@ public struct BMController: Sendable {
     var settings = Manager.Configuration(metricsAddress: configuration.metricsAddress)
     settings.handlesSignals = configuration.handlesSignals
     if configuration.leaderElection {
-      settings.leaderElection = LeaderElection(name: "bm-controller", namespace: Names.systemNamespace)
+      var election = LeaderElection(name: "bm-controller", namespace: Names.systemNamespace)
+      if let identity = configuration.identity { election.identity = identity }
+      settings.leaderElection = election
     }
     let manager = Manager(client: client, configuration: settings, registry: registry, logger: logger)
     let caches = ControllerCaches(client: client, logger: logger, registry: registry)
@@ -139,6 +143,11 @@ public struct BMController: Sendable {
     caches.hosts.feed(hosts)
     caches.hosts.feed(power, isRelevant: { old, new in old.spec.bmc != new.spec.bmc }) { [$0.key] }
     caches.hosts.feed(machines) { host in
+      if caches.hosts.get(host.key) == nil {
+        // Whoever has something there is told, even where the machine is no more.
+        let left = caches.attachments(onHost: host.key.name).compactMap(\.machineKey)
+        return left + caches.machines(on: host.key.name)
+      }
       if let claim = host.status?.claim { return [ObjectKey(namespace: claim.namespace, name: claim.name)] }
       let lost = caches.machines(on: host.key.name)
       // A free host interests everybody who waits for one.

@@ -13,6 +13,8 @@ package protocol ClusterSnapshot: Sendable {
   func attachment(_ name: String) -> VolumeAttachment?
   func attachments(ofMachine uid: String) -> [VolumeAttachment]
   func attachments(onHost host: String) -> [VolumeAttachment]
+  /// Attachments that were made for a machine of this name, whatever its UID.
+  func attachments(madeFor key: ObjectKey) -> [VolumeAttachment]
   func bootData(host: String) -> Secret?
 }
 
@@ -26,6 +28,9 @@ extension ControllerCaches: ClusterSnapshot {
   package func attachment(_ name: String) -> VolumeAttachment? { attachments.get(name: name) }
   package func attachments(ofMachine uid: String) -> [VolumeAttachment] { attachments.byIndex(Index.machineUID, uid) }
   package func attachments(onHost host: String) -> [VolumeAttachment] { attachments.byIndex(Index.host, host) }
+  package func attachments(madeFor key: ObjectKey) -> [VolumeAttachment] {
+    attachments.byIndex(Index.machine, key.description)
+  }
   package func bootData(host: String) -> Secret? {
     bootData.get(name: Names.bootData(host: host), namespace: Names.systemNamespace)
   }

@@ -18,6 +18,8 @@ package struct ControllerCaches: Sendable {
     package static let claim = "claim"
     /// Machines that have no host: one value, `waiting`.
     package static let waiting = "waiting"
+    /// Attachments by the machine's name: `namespace/name`.
+    package static let machine = "machine"
     /// Attachments by the machine's UID.
     package static let machineUID = "machineUID"
     /// Attachments and machines by host; hosts are found by the UID of their holder under `machineUID`.
@@ -44,6 +46,7 @@ package struct ControllerCaches: Sendable {
       client: client,
       indexers: [
         Index.machineUID: { $0.machineUID.map { [$0] } ?? [] },
+        Index.machine: { $0.machineKey.map { [$0.description] } ?? [] },
         Index.host: { $0.host.map { [$0] } ?? [] },
       ], logger: logger, registry: registry)
     bootData = ObjectCache(

@@ -88,7 +88,7 @@ package struct HostReconciler: Reconcile {
 
 extension VolumeAttachment {
   /// The machine that it was made for.
-  var machineKey: ObjectKey? {
+  package var machineKey: ObjectKey? {
     let parts = (metadata.annotations?[Names.machineAnnotation] ?? "").split(separator: "/", maxSplits: 1)
     return parts.count == 2 ? ObjectKey(namespace: String(parts[0]), name: String(parts[1])) : nil
   }

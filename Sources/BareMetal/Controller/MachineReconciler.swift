@@ -20,7 +20,7 @@ package struct MachineReconciler: Reconcile {
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
     guard var machine = caches.machines.get(key) else {
       metrics?.forget(key)
-      return .done
+      return try await collect(key)
     }
     guard let uid = machine.metadata.uid else { return .done }
     var plan = plan(try await view(of: machine))
@@ -69,6 +69,13 @@ package struct MachineReconciler: Reconcile {
     case .running, .stopped: return .requeue(after: .seconds(600))
     default: return .requeue(after: machine.spec.cloudInit?.userDataSecretRef == nil ? .seconds(120) : .seconds(5))
     }
+  }
+
+  /// Removes what a machine that is no more has left where nobody else looks.
+  private func collect(_ key: ObjectKey) async throws -> ReconcileResult {
+    let steps = try await leftBehind(by: key, attachments: caches.attachments(madeFor: key), cluster: cluster)
+    for step in steps { try await executor.execute(step, key: key, uid: "") }
+    return .done
   }
 
   private func isRace(_ error: any Error) -> Bool {

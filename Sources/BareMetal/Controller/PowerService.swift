@@ -93,6 +93,7 @@ package final class PowerService: Reconcile {
     return PowerView(
       power: isKnown ? BareMetalHost.Power(entry.tracker.power) : .unknown,
       confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: limits.freshness),
+      fencedOff: isKnown && entry.tracker.isFencedOff(at: now, freshness: limits.freshness),
       problem: entry.problem)
   }
 

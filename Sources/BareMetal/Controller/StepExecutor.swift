@@ -41,8 +41,9 @@ package struct StepExecutor: Sendable {
       try await release(host, uid: uid)
     case .createAttachment(let attachment):
       try await tolerating(.alreadyExists) { try await cluster.create(attachment) }
-    case .deleteAttachment(let name, let uid):
-      try await tolerating(.notFound, .conflict) { try await cluster.deleteAttachment(name, uid: uid) }
+    case .deleteAttachment(let name, let attachmentUID, let host):
+      if let host { try await checkNotHeld(host, uid: uid, attachment: name) }
+      try await tolerating(.notFound, .conflict) { try await cluster.deleteAttachment(name, uid: attachmentUID) }
     case .writeBootData(let host, let data):
       try await write(data, host: host)
     case .deleteBootData(let host, let uid):
@@ -88,6 +89,17 @@ package struct StepExecutor: Sendable {
       }
     }
     throw BareMetalError(.stale, operation: "claim host \(name)", message: "it changes too often; tries again later")
+  }
+
+  /// Throws where the machine holds the host, by the API server's own word.
+  private func checkNotHeld(_ name: String, uid: String, attachment: String) async throws {
+    do {
+      guard try await cluster.host(name).status?.claim?.uid == uid else { return }
+    } catch let error as KubernetesError where error.code == .notFound {
+      return
+    }
+    throw BareMetalError(
+      .stale, operation: "delete attachment \(attachment)", message: "the machine holds \(name), which may be on")
   }
 
   /// Gives a host back, if nothing of the machine is left on it at the API server itself.

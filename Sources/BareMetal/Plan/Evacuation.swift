@@ -26,15 +26,16 @@ package func evacuate(
   var result = Evacuation(steps: [], waitsFor: nil)
   let held = host?.status?.claim?.uid == uid
 
-  let inUse = attachments.contains { $0.isAttached && !$0.metadata.isBeingDeleted }
-  if held, inUse, power?.confirmedOff != true {
+  // Whether the DPU shows it already is not certain before it is reported, so every one of them counts.
+  let inUse = attachments.contains { !$0.metadata.isBeingDeleted }
+  if held, inUse, power?.fencedOff != true {
     result.steps.append(.power(host: hostName, .off(grace: grace)))
     result.waitsFor = offMessage(hostName, power, consequence: "its volumes stay attached until then")
     return result
   }
   for attachment in attachments where !attachment.metadata.isBeingDeleted {
     guard let name = attachment.metadata.name, let uid = attachment.metadata.uid else { continue }
-    result.steps.append(.deleteAttachment(name, uid: uid))
+    result.steps.append(.deleteAttachment(name, uid: uid, unlessHeld: held ? nil : hostName))
   }
   if let attachment = attachments.first {
     let error = attachment.status?.detachError?.message.map { " (\($0))" } ?? ""
@@ -58,7 +59,7 @@ package func evacuate(
     return result
   }
   // Nobody gets a server that is still running for somebody else.
-  guard power?.power == .off else {
+  guard power?.fencedOff == true else {
     result.steps.append(.power(host: hostName, .off(grace: .zero)))
     result.waitsFor = offMessage(hostName, power, consequence: "the host stays claimed until then")
     return result

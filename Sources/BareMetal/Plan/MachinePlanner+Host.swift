@@ -35,7 +35,7 @@ extension MachinePlanner {
 
   private mutating func planStop(_ name: String, _ power: PowerView) {
     set(Kind.reachable, false, "Stopping", "the machine is being stopped")
-    guard power.confirmedOff else {
+    guard power.fencedOff else {
       steps.append(.power(host: name, .off(grace: grace)))
       set(
         Kind.powered, power.power == .on, "Stopping",
@@ -150,7 +150,7 @@ extension MachinePlanner {
   }
 
   private mutating func detach(_ attachment: VolumeAttachment, name: String, power: PowerView) {
-    guard power.confirmedOff else {
+    guard power.fencedOff else {
       steps.append(.power(host: name, .off(grace: .zero)))
       return
     }

@@ -12,7 +12,9 @@ package enum MachineStep: Sendable, Hashable {
   /// Gives a host back whose attachments are gone and whose power is off.
   case releaseHost(String)
   case createAttachment(VolumeAttachment)
-  case deleteAttachment(String, uid: String)
+  /// Takes an attachment away. Where `unlessHeld` names a host, only if the machine does not hold it: the server was
+  /// not seen off, and what was known of the claim may be old.
+  case deleteAttachment(String, uid: String, unlessHeld: String? = nil)
   case writeBootData(host: String, BootData)
   case deleteBootData(host: String, uid: String)
   case power(host: String, PowerWish)
@@ -28,7 +30,7 @@ package enum MachineStep: Sendable, Hashable {
     case .claimHost(let host): "claim host \(host)"
     case .releaseHost(let host): "release host \(host)"
     case .createAttachment(let attachment): "create attachment \(attachment.metadata.name ?? "")"
-    case .deleteAttachment(let name, _): "delete attachment \(name)"
+    case .deleteAttachment(let name, _, _): "delete attachment \(name)"
     case .writeBootData(let host, _): "write the boot data of \(host)"
     case .deleteBootData(let host, _): "delete the boot data of \(host)"
     case .power(let host, let wish): "power of \(host): \(wish)"

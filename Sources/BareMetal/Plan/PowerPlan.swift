@@ -15,12 +15,18 @@ package struct PowerView: Sendable, Hashable {
   package var power: BareMetalHost.Power
   /// Several readings in a row, far enough apart and the last one fresh, said off.
   package var confirmedOff: Bool
+  /// Confirmed, and no earlier command can turn it on any more: the readings came after it was told to go off. Only
+  /// this lets a disk or the server itself be taken away.
+  package var fencedOff: Bool
   /// Why the BMC cannot be asked or does not do as told, and what to do about it.
   package var problem: String?
 
-  package init(power: BareMetalHost.Power = .unknown, confirmedOff: Bool = false, problem: String? = nil) {
+  package init(
+    power: BareMetalHost.Power = .unknown, confirmedOff: Bool = false, fencedOff: Bool = false, problem: String? = nil
+  ) {
     self.power = power
     self.confirmedOff = confirmedOff
+    self.fencedOff = fencedOff
     self.problem = problem
   }
 }
@@ -88,6 +94,11 @@ package struct PowerTracker: Sendable, Hashable {
     return time - readAt <= freshness
   }
 
+  /// Whether the server is off for sure, and stays so by all that this tracker knows.
+  package func isFencedOff(at time: Duration, freshness: Duration) -> Bool {
+    isFenced && isConfirmedOff(at: time, freshness: freshness)
+  }
+
   /// How old the last reading is; nil where there is none.
   package func age(at time: Duration) -> Duration? { readAt.map { time - $0 } }
 
@@ -106,6 +117,8 @@ package struct PowerTracker: Sendable, Hashable {
 
     switch wish {
     case .observe:
+      // Somebody else turned it on: what was said before holds no more.
+      if state == .on || state == .poweringOn { isFenced = false }
       return again.map { .read(after: $0) } ?? .settled
     case .on:
       if state == .on {

@@ -117,10 +117,13 @@ extension VhostSession {
     return nil
   }
 
-  /// Finds the rings of running queues again after the memory changed; a queue without its rings is broken.
+  /// Finds the rings of running queues again after the memory changed. A queue whose rings are in none of the regions
+  /// is not served until a later change brings them: firmware moves its memory about while its queues exist.
   private func relocateQueues() {
     for case let queue? in queues where unsafe queue.state.pointee.isStarted {
-      if unsafe !queue.locate(state.pointee.memory) { unsafe breakQueue(queue.state, core) }
+      if unsafe !queue.locate(state.pointee.memory) {
+        unsafe logger.debug("a queue's rings left the memory", metadata: ["queue": "\(queue.state.pointee.index)"])
+      }
     }
   }
 

@@ -19,6 +19,7 @@ final class Machine: Sendable {
   let process: QEMUProcess
   let client: QMPClient
   private let relay: Relay
+  let version: QEMUVersion
 
   var signals: Signals { relay.signals.withLock { $0 } }
 
@@ -26,8 +27,11 @@ final class Machine: Sendable {
   static func connect(
     _ process: QEMUProcess, configuration: ChassisConfiguration, bell: Doorbell
   ) async throws -> Machine {
-    let machine = try Machine(process, path: configuration.monitorSocket, bell: bell)
-    try await machine.client.negotiate()
+    let relay = Relay()
+    let client = try client(at: configuration.monitorSocket, relay: relay, bell: bell)
+    try await client.negotiate()
+    let version = QEMUVersion(try await client.execute("query-version"))
+    let machine = Machine(process, client: client, relay: relay, version: version)
     // What happened before the connection is only in the state.
     switch try await machine.client.execute("query-status")["status"]?.stringValue {
     case "shutdown": machine.relay.signals.withLock { $0.hasShutDown = true }
@@ -37,11 +41,15 @@ final class Machine: Sendable {
     return machine
   }
 
-  private init(_ process: QEMUProcess, path: String, bell: Doorbell) throws {
+  private init(_ process: QEMUProcess, client: QMPClient, relay: Relay, version: QEMUVersion) {
     self.process = process
-    let relay = Relay()
+    self.client = client
     self.relay = relay
-    client = try QMPClient(
+    self.version = version
+  }
+
+  private static func client(at path: String, relay: Relay, bell: Doorbell) throws -> QMPClient {
+    try QMPClient(
       path: path,
       onEvent: { event in
         let isNews = relay.signals.withLock { signals in
@@ -118,12 +126,11 @@ final class Machine: Sendable {
       switch function.kind {
       case .disk(let socket):
         let address: JSONValue = ["type": "unix", "data": ["path": .string(socket)]]
+        var data: JSONValue = ["addr": address, "server": false]
+        // While a data plane is away the guest's requests wait; the sooner it is found again the better.
+        if version.hasReconnectMilliseconds { data["reconnect-ms"] = 100 } else { data["reconnect"] = 1 }
         try await client.execute(
-          "chardev-add",
-          [
-            "id": .string("chr-" + function.id),
-            "backend": ["type": "socket", "data": ["addr": address, "server": false, "reconnect": 1]],
-          ])
+          "chardev-add", ["id": .string("chr-" + function.id), "backend": ["type": "socket", "data": data]])
         device["driver"] = "vhost-user-blk-pci"
         device["chardev"] = .string("chr-" + function.id)
       case .nic(let mac, let tap):

@@ -34,7 +34,8 @@ final class SimulatedController {
     guard let tracker = trackers[host], tracker.age(at: world.time) != nil else { return PowerView() }
     return PowerView(
       power: BareMetalHost.Power(tracker.power),
-      confirmedOff: tracker.isConfirmedOff(at: world.time, freshness: .seconds(60)))
+      confirmedOff: tracker.isConfirmedOff(at: world.time, freshness: .seconds(60)),
+      fencedOff: tracker.isFencedOff(at: world.time, freshness: .seconds(60)))
   }
 
   private func executor(_ box: WishBox) -> StepExecutor {
@@ -46,7 +47,8 @@ final class SimulatedController {
   }
 
   func reconcile(_ key: ObjectKey) async {
-    guard var machine = cache.machines[key], let uid = machine.metadata.uid else { return }
+    guard var machine = cache.machines[key] else { return await collect(key) }
+    guard let uid = machine.metadata.uid else { return }
     func view() -> MachineView {
       MachineView(
         of: machine, in: cache, power: { self.power($0) }, userData: .text("#cloud-config\n"),
@@ -64,6 +66,7 @@ final class SimulatedController {
     let executor = executor(box)
     for step in plan.steps.shuffled(using: &world.random) {
       if crashPercent > 0, world.random.chance(crashPercent) { return }
+      world.trace("controller, \(key): \(step.summary)")
       try? await executor.execute(step, key: key, uid: uid)
       world.check()
     }
@@ -73,6 +76,16 @@ final class SimulatedController {
       let patch = MergePatch.difference(from: old, to: new)
     else { return }
     try? await world.patchStatus(of: machine, patch)
+  }
+
+  private func collect(_ key: ObjectKey) async {
+    let attachments = cache.attachments(madeFor: key)
+    guard let steps = try? await leftBehind(by: key, attachments: attachments, cluster: world) else { return }
+    for step in steps {
+      world.trace("controller, left by \(key): \(step.summary)")
+      try? await executor(WishBox()).execute(step, key: key, uid: "")
+      world.check()
+    }
   }
 
   func reconcileHost(_ name: String) async {
@@ -94,6 +107,7 @@ final class SimulatedController {
     let box = WishBox()
     let executor = executor(box)
     for step in plan.steps {
+      world.trace("controller, host \(name): \(step.summary)")
       try? await executor.execute(step, key: host.key, uid: host.status?.claim?.uid ?? "")
       world.check()
     }
@@ -114,6 +128,7 @@ final class SimulatedController {
     let reading: PowerState = server.isOn && !isLying ? .on : .off
     var tracker = trackers[host] ?? PowerTracker()
     if case .command(let action, _) = tracker.observe(reading, at: world.time) {
+      world.trace("power of \(host): commands \(action)")
       // The BMC takes a while, and some say off long before it is true.
       let delay = Duration.milliseconds(Int.random(in: 0...4000, using: &world.random))
       switch action {
@@ -126,6 +141,7 @@ final class SimulatedController {
         if server.isOn, world.random.chance(50) { server.liesUntil = world.time + .seconds(5) }
       }
     }
+    world.trace("power of \(host): reads \(reading), is \(server.isOn ? "on" : "off"), wanted \(tracker.wish)")
     trackers[host] = tracker
     world.servers[host] = server
   }
@@ -210,6 +226,7 @@ final class SimulatedHandler {
   }
 
   private func apply(_ step: HandlerStep) {
+    world.trace("handler of \(name): \(step)")
     guard var server = world.servers[name] else { return }
     server.advance(to: world.time)
     switch step {

@@ -7,7 +7,8 @@ import Testing
 /// Machines, hosts, controllers and handlers in one seeded world with crashes, lost answers, old caches and lying BMCs.
 ///
 /// A failure names its seed; `YCLOUD_SIMULATION_SEED=n swift test --filter SimulationTests` repeats it.
-/// `YCLOUD_SIMULATION_RUNS` sets how many seeds are tried.
+/// `YCLOUD_SIMULATION_RUNS` sets how many seeds are tried; `YCLOUD_SIMULATION_TRACE=1` prints what happened before the
+/// first violation.
 @Suite("Simulation of the life of machines")
 struct SimulationTests {
   enum Scenario: String, CaseIterable {
@@ -31,13 +32,14 @@ struct SimulationTests {
   }
 
   /// Seeds that break an invariant and are not understood yet. A seed that no longer does fails the test.
-  private static let knownSeeds: Set<String> = ["oneController 79", "twoControllers 250"]
+  private static let knownSeeds: Set<String> = []
 
   private func run(_ scenario: Scenario, seed: UInt64) async throws {
     let simulation = Simulation(scenario: scenario, seed: seed)
     await simulation.run(steps: 220)
     await simulation.settle()
     let problems = simulation.problems()
+    if !problems.isEmpty { for line in simulation.world.history.suffix(150) { print(line) } }
     let message = "seed \(seed), \(scenario.rawValue): \(problems.prefix(5).joined(separator: "; "))"
     guard !Self.knownSeeds.contains("\(scenario.rawValue) \(seed)") else {
       withKnownIssue("an open fault of the planner or of the simulated world: \(message)") {
@@ -86,7 +88,8 @@ final class Simulation {
 
   private func pick<T>(_ list: [T]) -> T? { list.randomElement(using: &world.random) }
 
-  private var machineKeys: [ObjectKey] { world.state.machines.keys.sorted() }
+  /// Also of machines that are no more: something of theirs may be left.
+  private let machineKeys = ["m1", "m2", "m3", "m4"].map { ObjectKey(namespace: "t", name: $0) }
 
   func run(steps: Int) async {
     world.faultPercent = 8
@@ -103,6 +106,7 @@ final class Simulation {
       case 65..<73: volumes()
       case 73..<85: world.time += .milliseconds(Int.random(in: 100...4000, using: &world.random))
       case 85..<88:
+        world.trace("a controller dies")
         // A controller dies: what it remembered is gone.
         let index = Int.random(in: 0..<controllers.count, using: &world.random)
         controllers[index] = SimulatedController(world: world)
@@ -178,6 +182,7 @@ final class Simulation {
     default: if scenario == .force, world.random.chance(25) { return useForce(key) }
     }
     world.state.machines[key] = machine
+    world.trace("user, \(key): running \(machine.spec.running), deleted \(machine.metadata.isBeingDeleted)")
   }
 
   private func useForce(_ key: ObjectKey) {

@@ -43,6 +43,9 @@ struct Snapshot: ClusterSnapshot {
   func attachments(onHost host: String) -> [VolumeAttachment] {
     attachmentObjects.values.filter { $0.host == host }.sorted { $0.key < $1.key }
   }
+  func attachments(madeFor key: ObjectKey) -> [VolumeAttachment] {
+    attachmentObjects.values.filter { $0.machineKey == key }.sorted { $0.key < $1.key }
+  }
   func bootData(host: String) -> Secret? { secrets[host] }
 }
 
@@ -79,6 +82,14 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
   var faultPercent = 0
   var violations: [String] = []
   private var uids = 0
+
+  /// What happened, where somebody wants to read it.
+  private(set) var history: [String] = []
+  private let isTraced = ProcessInfo.processInfo.environment["YCLOUD_SIMULATION_TRACE"] != nil
+
+  func trace(_ text: @autoclosure () -> String) {
+    if isTraced, violations.isEmpty { history.append("\(time): \(text())") }
+  }
 
   init(seed: UInt64) { random = SeededRandom(seed: seed) }
 
