@@ -5,11 +5,15 @@ package import Kubernetes
 /// else looks there. An attachment is the record by which the remainder is collected.
 ///
 /// bm-handler lets an attachment go only when its function is gone, so that the volume is free only then.
-/// - Parameter attachments: Those that were made for a machine with this key, whatever its UID.
+/// - Parameters:
+///   - uid: The machine that has this name now, as far as known.
+///   - attachments: Those that were made for a machine with this name, whatever its UID.
 package func leftBehind(
-  by key: ObjectKey, attachments: [VolumeAttachment], cluster: any Cluster
+  by key: ObjectKey, uid: String?, attachments: [VolumeAttachment], cluster: any Cluster
 ) async throws -> [MachineStep] {
-  let candidates = attachments.filter { $0.machineKey == key && !$0.metadata.isBeingDeleted }
+  let candidates = attachments.filter {
+    $0.machineKey == key && $0.machineUID != uid && !$0.metadata.isBeingDeleted
+  }
   guard !candidates.isEmpty else { return [] }
   // Caches may be behind: what counts is what the API server has.
   let living = try await found { try await cluster.machine(key) }?.metadata.uid

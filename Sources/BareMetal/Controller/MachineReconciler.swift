@@ -20,9 +20,11 @@ package struct MachineReconciler: Reconcile {
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
     guard var machine = caches.machines.get(key) else {
       metrics?.forget(key)
-      return try await collect(key)
+      try await collect(key, uid: nil)
+      return .done
     }
     guard let uid = machine.metadata.uid else { return .done }
+    try await collect(key, uid: uid)
     var plan = plan(try await view(of: machine))
     if plan.steps == [.addFinalizer] {
       machine = try await cluster.addFinalizer(to: machine)
@@ -71,11 +73,12 @@ package struct MachineReconciler: Reconcile {
     }
   }
 
-  /// Removes what a machine that is no more has left where nobody else looks.
-  private func collect(_ key: ObjectKey) async throws -> ReconcileResult {
-    let steps = try await leftBehind(by: key, attachments: caches.attachments(madeFor: key), cluster: cluster)
-    for step in steps { try await executor.execute(step, key: key, uid: "") }
-    return .done
+  /// Removes what an earlier machine of this name has left where nobody else looks.
+  private func collect(_ key: ObjectKey, uid: String?) async throws {
+    let attachments = caches.attachments(madeFor: key)
+    for step in try await leftBehind(by: key, uid: uid, attachments: attachments, cluster: cluster) {
+      try await executor.execute(step, key: key, uid: "")
+    }
   }
 
   private func isRace(_ error: any Error) -> Bool {

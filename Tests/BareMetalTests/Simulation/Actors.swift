@@ -47,7 +47,8 @@ final class SimulatedController {
   }
 
   func reconcile(_ key: ObjectKey) async {
-    guard var machine = cache.machines[key] else { return await collect(key) }
+    await collect(key, uid: cache.machines[key]?.metadata.uid)
+    guard var machine = cache.machines[key] else { return }
     guard let uid = machine.metadata.uid else { return }
     func view() -> MachineView {
       MachineView(
@@ -78,9 +79,9 @@ final class SimulatedController {
     try? await world.patchStatus(of: machine, patch)
   }
 
-  private func collect(_ key: ObjectKey) async {
+  private func collect(_ key: ObjectKey, uid: String?) async {
     let attachments = cache.attachments(madeFor: key)
-    guard let steps = try? await leftBehind(by: key, attachments: attachments, cluster: world) else { return }
+    guard let steps = try? await leftBehind(by: key, uid: uid, attachments: attachments, cluster: world) else { return }
     for step in steps {
       world.trace("controller, left by \(key): \(step.summary)")
       try? await executor(WishBox()).execute(step, key: key, uid: "")
