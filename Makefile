@@ -9,7 +9,7 @@ CLOUD := $(CURDIR)/.ycloud
 YCLOUD := .build/$(CONFIGURATION)/ycloud
 SWIFT_FOLDERS := Package.swift Sources Tests Benchmarks
 
-.PHONY: help dependencies kubernetes images peers build build-tests test test-faults check format bench docs demo up down clean
+.PHONY: help dependencies kubernetes images peers build build-tests test check format bench docs demo up down clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,11 +36,7 @@ build-tests: dependencies
 test: build-tests kubernetes peers ## Run all tests, with real components (as root)
 	@images/build-tiny.sh
 	@# One after another: servers, guests and control planes in parallel would time each other out on two cores.
-	@swift test -c $(CONFIGURATION) --skip-build --no-parallel --skip KillTests
-
-test-faults: build-tests kubernetes ## Kill every process of a cloud in every phase of a machine's life (about 15 minutes)
-	@images/build-tiny.sh
-	@swift test -c $(CONFIGURATION) --skip-build --no-parallel --filter KillTests
+	@swift test -c $(CONFIGURATION) --skip-build --no-parallel
 
 check: dependencies ## Check format, lint, warnings, scripts and the reference
 	@swift format lint --strict --parallel --recursive $(SWIFT_FOLDERS)

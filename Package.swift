@@ -142,15 +142,19 @@ let package = Package(
     tests("SoftDPU", ["CLinux", "DPU", "JSON", "JSONRPC", "VhostFrontend", logging]),
     tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
     tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
-    tests("BMC", ["JSON", "SoftHost", "Telemetry", "WebServer", hummingbird, logging]),
+    .target(
+      name: "TestBMC", dependencies: ["BMC", "JSON", "SoftHost", "Telemetry", "TestSupport", "WebServer", logging],
+      path: "Tests/TestBMC", swiftSettings: common),
+    tests("BMC", ["JSON", "SoftHost", "Telemetry", "TestBMC", "WebServer", hummingbird, logging]),
     tests("Kubernetes", ["JSON", logging, yams]),
     tests("Reconciler", ["JSON", "Kubernetes", logging]),
     tests("IaaS", ["JSON", "Kubernetes", yams]),
     tests("Storage", ["IaaS", "JSON", "Kubernetes", "Telemetry", logging, nioCore]),
     tests("BareMetal", ["BMC", "DPU", "IaaS", "JSON", "Kubernetes", logging, yams]),
     .testTarget(
-      name: "Acceptance", dependencies: ["JSON", "TestSupport", subprocess, systemPackage], path: "Tests/Acceptance",
-      swiftSettings: common),
+      name: "Acceptance",
+      dependencies: ["BMC", "JSON", "SoftHost", "TestBMC", "TestSupport", logging, subprocess, systemPackage],
+      path: "Tests/Acceptance", swiftSettings: common),
     tests("bmctl", ["IaaS", "JSON", "Kubernetes", yams]),
     tests("LocalCloud", ["JSON", "Kubernetes", logging]),
   ]

@@ -59,7 +59,9 @@ final class CloudUnderTest: Sendable {
   /// The object as JSON, or nil where there is none.
   func object(_ resource: String, _ name: String) async throws -> JSONValue? {
     let text = try await kubectl("get", resource, name, "--ignore-not-found", "-o", "json")
-    return text.isEmpty ? nil : try JSONValue.parse(text)
+    // Not a ternary: 'nil' there would be JSON's null, which is something.
+    guard !text.isEmpty else { return Optional.none }
+    return try JSONValue.parse(text)
   }
 
   func objects(_ resource: String) async throws -> [JSONValue] {

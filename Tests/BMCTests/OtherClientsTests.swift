@@ -1,6 +1,7 @@
 import BMC
 import SoftHost
 import Testing
+import TestBMC
 import TestSupport
 
 /// Clients that others wrote, against our BMC.

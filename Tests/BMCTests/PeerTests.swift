@@ -1,6 +1,7 @@
 import BMC
 import Logging
 import Testing
+import TestBMC
 import TestSupport
 
 /// The Python environment with BMCs and clients written by others, made by scripts/test-venv.sh.

@@ -3,6 +3,7 @@ import JSON
 import Logging
 import SoftHost
 import Testing
+import TestBMC
 import TestSupport
 import WebServer
 

@@ -4,6 +4,7 @@ import Logging
 import SoftHost
 import Synchronization
 import Testing
+import TestBMC
 import TestSupport
 import WebServer
 

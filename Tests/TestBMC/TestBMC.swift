@@ -1,21 +1,23 @@
-import BMC
-import JSON
+package import BMC
+package import JSON
 import Logging
-import SoftHost
+package import SoftHost
 import Synchronization
 import Telemetry
 import TestSupport
-import WebServer
+package import WebServer
 
 /// A chassis without a machine: it does at once what it is told.
-actor PaperChassis: ChassisControl {
+package actor PaperChassis: ChassisControl {
   private var state = ChassisSnapshot(
     name: "paper-1", uuid: "4c4c4544-0000-4000-8000-000000000001", power: .off, memoryMiB: 2048, processors: 4,
     nics: [ChassisSnapshot.NIC(id: "nic-00-eth0", mac: "02:00:00:00:00:01")])
 
-  func snapshot() -> ChassisSnapshot { state }
+  package init() {}
 
-  func reset(_ type: Chassis.ResetType) throws {
+  package func snapshot() -> ChassisSnapshot { state }
+
+  package func reset(_ type: Chassis.ResetType) throws {
     switch type {
     case .on: state.power = .on
     case .forceOff, .gracefulShutdown: state.power = .off
@@ -26,13 +28,13 @@ actor PaperChassis: ChassisControl {
     }
   }
 
-  func setBoot(_ boot: BootSetting) { state.boot = boot }
+  package func setBoot(_ boot: BootSetting) { state.boot = boot }
 }
 
 /// What stands between a client and a good BMC in a test: sees every request, may answer instead of the BMC or change
 /// its answer.
-final class Meddler: Sendable {
-  typealias Meddling =
+package final class Meddler: Sendable {
+  package typealias Meddling =
     @Sendable (RedfishRequest, _ next: @Sendable (RedfishRequest) async -> RedfishReply) async
     -> RedfishReply
 
@@ -42,11 +44,13 @@ final class Meddler: Sendable {
   }
   private let state = Mutex(State())
 
-  var requests: [RedfishRequest] { state.withLock { $0.requests } }
-  func meddle(_ meddling: Meddling?) { state.withLock { $0.meddling = meddling } }
+  package init() {}
+
+  package var requests: [RedfishRequest] { state.withLock { $0.requests } }
+  package func meddle(_ meddling: Meddling?) { state.withLock { $0.meddling = meddling } }
 
   /// Replaces the system's document.
-  func changeSystem(_ change: @escaping @Sendable (inout JSONValue) -> Void) {
+  package func changeSystem(_ change: @escaping @Sendable (inout JSONValue) -> Void) {
     meddle { request, next in
       var reply = await next(request)
       if request.method == "GET", request.path == "/redfish/v1/Systems/1", var body = reply.body {
@@ -69,21 +73,21 @@ final class Meddler: Sendable {
   }
 
   /// Requests that tried a password.
-  var passwordsTried: Int {
+  package var passwordsTried: Int {
     requests.count { $0.headers["authorization"] != nil || ($0.method == "POST" && $0.path.hasSuffix("/Sessions")) }
   }
 }
 
-let rightCredentials = BMCCredentials(username: "admin", password: "correct horse")
+package let rightCredentials = BMCCredentials(username: "admin", password: "correct horse")
 
-/// Runs our own BMC, with a meddler before it, while `body` runs.
-func withTestBMC(
-  tls: TLSFiles? = nil, sessionTimeout: Duration = .seconds(60),
-  _ body: @escaping @Sendable (BMCAddress, Meddler, PaperChassis) async throws -> Void
+/// Runs our own BMC for a chassis, with a meddler before it, while `body` runs. It takes `rightCredentials`.
+package func withTestBMC(
+  of chassis: some ChassisControl, tls: TLSFiles? = nil, sessionTimeout: Duration = .seconds(60),
+  _ body: @escaping @Sendable (BMCAddress, Meddler) async throws -> Void
 ) async throws {
   try await withTemporaryDirectory { directory in
-    let file = try directory.write("accounts", "admin:correct horse\n", mode: 0o600)
-    let chassis = PaperChassis()
+    let account = "\(rightCredentials.username):\(rightCredentials.password)\n"
+    let file = try directory.write("accounts", account, mode: 0o600)
     let meddler = Meddler()
     let logger = Logger(label: "test")
     let service = RedfishService(
@@ -100,7 +104,7 @@ func withTestBMC(
       group.addTask {
         for await number in ports {
           let scheme = tls == nil ? "redfish+http" : "redfish+https"
-          return try await body(try BMCAddress("\(scheme)://127.0.0.1:\(number)"), meddler, chassis)
+          return try await body(try BMCAddress("\(scheme)://127.0.0.1:\(number)"), meddler)
         }
       }
       defer { group.cancelAll() }
@@ -109,8 +113,17 @@ func withTestBMC(
   }
 }
 
+/// The same for a chassis on paper.
+package func withTestBMC(
+  tls: TLSFiles? = nil, sessionTimeout: Duration = .seconds(60),
+  _ body: @escaping @Sendable (BMCAddress, Meddler, PaperChassis) async throws -> Void
+) async throws {
+  let chassis = PaperChassis()
+  try await withTestBMC(of: chassis, tls: tls, sessionTimeout: sessionTimeout) { try await body($0, $1, chassis) }
+}
+
 /// Runs `body` with a pool that is shut down afterwards.
-func withPool(
+package func withPool(
   _ limits: BMCLimits = BMCLimits(), _ body: (BMCClientPool) async throws -> Void
 ) async throws {
   let pool = BMCClientPool(limits: limits, logger: Logger(label: "test"))
@@ -123,7 +136,7 @@ func withPool(
   try await pool.shutdown()
 }
 
-func code(_ body: () async throws -> some Any) async -> BMCError.Code? {
+package func code(_ body: () async throws -> some Any) async -> BMCError.Code? {
   do {
     _ = try await body()
     return nil
