@@ -51,16 +51,16 @@ final class BMCEndpoint: Sendable {
   }
 
   private static func error(locked: Bool, operation: String, username: String, retryAfter: Duration) -> BMCError {
-    let seconds = retryAfter.components.seconds
+    // The text holds no time that runs: it is shown in a status, which must not change by itself.
     if locked {
       return BMCError(
         .lockedOut, operation: operation,
-        message: "the BMC has locked the account '\(username)'; unlock it there or wait; not tried again for "
-          + "\(seconds) s unless the credentials change", retryAfter: retryAfter)
+        message: "the BMC has locked the account '\(username)'; unlock it there or wait; it is not "
+          + "tried again for a while unless the credentials change", retryAfter: retryAfter)
     }
     return BMCError(
       .unauthorized, operation: operation,
-      message: "the BMC refused the password of '\(username)'; correct the credentials secret; not tried again for "
-        + "\(seconds) s unless they change, so that the account is not locked", retryAfter: retryAfter)
+      message: "the BMC refused the password of '\(username)'; correct the credentials secret; it is not "
+        + "tried again for a while unless that changes, so that the account is not locked", retryAfter: retryAfter)
   }
 }

@@ -184,7 +184,12 @@ package final class PowerService: Reconcile {
   /// Remembers a failure and says when to try again.
   private func note(_ error: any Error, host: BareMetalHost) -> Duration {
     let name = host.metadata.name ?? ""
-    let problem = (error as? BMCError).map { "\($0)" } ?? "\(error)"
+    var problem = "\(error)"
+    let isRefused = [.unauthorized, .lockedOut].contains((error as? BMCError)?.code)
+    if isRefused {
+      let reference = host.spec.bmc.credentialsSecretRef
+      problem += " (secret \(reference.namespace)/\(reference.name))"
+    }
     let (failures, wish) = update(name) { entry, _ in
       entry.failures += 1
       entry.problem = problem
@@ -194,7 +199,7 @@ package final class PowerService: Reconcile {
     let maximum = wish == .observe ? limits.retryMaximum : limits.retryMaximumWanted
     let backoff = min(.milliseconds(500) * (1 << min(failures, 12)), maximum)
     // Refused credentials are not sent again by the pool; what is looked at here is whether the secret changed.
-    if let error = error as? BMCError, error.code == .unauthorized || error.code == .lockedOut {
+    if isRefused {
       return min(max(backoff, .seconds(5)), .seconds(30))
     }
     let asked = (error as? BMCError)?.retryAfter ?? .zero
