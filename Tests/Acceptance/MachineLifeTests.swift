@@ -26,7 +26,7 @@ struct MachineLifeTests {
     }
   }
 
-  @Test("Stop turns the server off and keeps its disk; start boots it again from the same disk")
+  @Test("Stop turns the server off and keeps its disk; start and restart boot it again from the same disk")
   func stopAndStart() async throws {
     let cloud = try CloudUnderTest.running
     try await cloud.apply(MachineManifest(name: "cycle").json)
@@ -41,6 +41,12 @@ struct MachineLifeTests {
 
     try await cloud.bmctl("start", "cycle")
     try await cloud.bmctl("wait", "cycle", "--for", "Running", "--timeout", "180")
+    #expect(try await cloud.object("pvc", "cycle-root")?["spec"]?["volumeName"]?.stringValue == volume)
+
+    let boot = try #require(try await cloud.object("bmm", "cycle")?["status"]?["boot"]?.intValue)
+    try await cloud.bmctl("restart", "cycle")
+    try await cloud.bmctl("wait", "cycle", "--for", "Running", "--timeout", "180")
+    #expect(try await cloud.object("bmm", "cycle")?["status"]?["boot"]?.intValue == boot + 1)
     #expect(try await cloud.object("pvc", "cycle-root")?["spec"]?["volumeName"]?.stringValue == volume)
 
     try await cloud.kubectl("delete", "bmm", "cycle", "--timeout", "120s")
