@@ -115,6 +115,14 @@ int clinux_is_memory_file(int fd) {
   return (uint32_t)status.f_type == TMPFS || (uint32_t)status.f_type == RAMFS;
 }
 
+long clinux_memory_page_size(int fd) {
+  enum { TMPFS = 0x01021994, HUGETLBFS = 0x958458f6 };
+  struct statfs status;
+  if (fstatfs(fd, &status) != 0) return 0;
+  if ((uint32_t)status.f_type == TMPFS) return sysconf(_SC_PAGESIZE);
+  return (uint32_t)status.f_type == (uint32_t)HUGETLBFS ? (long)status.f_bsize : 0;
+}
+
 uint64_t clinux_monotonic_nanoseconds(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);

@@ -14,10 +14,10 @@ enum { ROOM = 4096 };
 static struct {
   _Atomic uintptr_t start;
   _Atomic size_t length;
+  _Atomic size_t page_size;
 } ranges[ROOM];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct sigaction previous;
-static size_t page_size;
 
 static void handle(int number, siginfo_t *info, void *context) {
   (void)context;
@@ -26,6 +26,7 @@ static void handle(int number, siginfo_t *info, void *context) {
     size_t length = atomic_load_explicit(&ranges[i].length, memory_order_acquire);
     uintptr_t start = atomic_load_explicit(&ranges[i].start, memory_order_relaxed);
     if (length == 0 || address < start || address - start >= length) continue;
+    size_t page_size = atomic_load_explicit(&ranges[i].page_size, memory_order_relaxed);
     void *page = (void *)(address & ~(uintptr_t)(page_size - 1));
     if (mmap(page, page_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == page) return;
   }
@@ -36,7 +37,6 @@ static void handle(int number, siginfo_t *info, void *context) {
 void clinux_guard_install(void) {
   static _Atomic int installed;
   if (atomic_exchange(&installed, 1)) return;
-  page_size = (size_t)sysconf(_SC_PAGESIZE);
   struct sigaction action;
   memset(&action, 0, sizeof(action));
   action.sa_sigaction = handle;
@@ -44,15 +44,18 @@ void clinux_guard_install(void) {
   sigaction(SIGBUS, &action, &previous);
 }
 
-void clinux_guard_add(void *start, size_t length) {
+int clinux_guard_add(void *start, size_t length, size_t page_size) {
+  int result = -1;
   pthread_mutex_lock(&lock);
-  for (int i = 0; i < ROOM; i++) {
+  for (int i = 0; i < ROOM && result != 0; i++) {
     if (atomic_load_explicit(&ranges[i].length, memory_order_relaxed) != 0) continue;
     atomic_store_explicit(&ranges[i].start, (uintptr_t)start, memory_order_relaxed);
+    atomic_store_explicit(&ranges[i].page_size, page_size, memory_order_relaxed);
     atomic_store_explicit(&ranges[i].length, length, memory_order_release);
-    break;
+    result = 0;
   }
   pthread_mutex_unlock(&lock);
+  return result;
 }
 
 void clinux_guard_remove(void *start, size_t length) {

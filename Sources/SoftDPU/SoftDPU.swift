@@ -41,16 +41,18 @@ public final class SoftDPU: Sendable {
     try SoftDPU.makeDirectory(configuration.vhostDirectory)
     if let path = configuration.stateDirectory { try SoftDPU.makeDirectory(path) }
     SharedMemoryGuard.install()
+    SoftDPU.raiseDescriptorLimit()
     var reactors: [Reactor] = []
     for number in 0..<configuration.reactors { reactors.append(try Reactor(number: number)) }
+    for reactor in reactors { reactor.meet(reactors) }
     self.reactors = reactors
     inventory = Inventory(
       vhostDirectory: configuration.vhostDirectory, reactors: reactors,
-      stateDirectory: configuration.stateDirectory.map(StateDirectory.init), logger: logger)
+      stateDirectory: configuration.stateDirectory, logger: logger)
     let methods = Methods(inventory: inventory, version: SoftDPU.version)
     server = JSONRPCServer(path: configuration.rpcSocket) { request, reply in methods.handle(request, reply) }
     do {
-      try inventory.restore()
+      try methods.restore()
       try server.start()
     } catch {
       inventory.close()
@@ -70,7 +72,7 @@ public final class SoftDPU: Sendable {
     server.stop()
     inventory.close()
     for reactor in reactors { reactor.stop() }
-    inventory.forget()
+    inventory.forgetAll()
   }
 
   private func untilCancelled() async {
@@ -80,6 +82,15 @@ public final class SoftDPU: Sendable {
     } onCancel: {
       continuation.finish()
     }
+  }
+
+  /// Each disk takes descriptors for its socket and its queues: as many as the system allows, not the default of 1024.
+  private static func raiseDescriptorLimit() {
+    var limit = rlimit()
+    // SAFETY: the structure lives for the length of the calls.
+    guard unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+    limit.rlim_cur = limit.rlim_max
+    _ = unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
   }
 
   private static func makeDirectory(_ path: String) throws(SoftDPUError) {

@@ -81,7 +81,8 @@ import Testing
   /// struct virtio_blk_config of virtio 1.2, section 5.2.4.
   @Test func standsWhereTheDriverLooks() {
     let bytes = BlockConfiguration(
-      capacity: 1 << 30, blockSize: 512, physicalBlockSize: 4096, isReadOnly: false, canUnmap: true, queueCount: 64
+      capacity: 1 << 30, blockSize: 512, physicalBlockSize: 4096, isReadOnly: false, canUnmap: true,
+      canWriteZeroes: true, queueCount: 64
     ).bytes
     #expect(bytes.count == 256)
     #expect(Array(bytes[0..<8]) == [0, 0, 32, 0, 0, 0, 0, 0])
@@ -94,12 +95,15 @@ import Testing
 
   @Test func offersWhatTheVolumeCanDo() {
     var configuration = BlockConfiguration(
-      capacity: 512, blockSize: 512, physicalBlockSize: 512, isReadOnly: true, canUnmap: true, queueCount: 1)
+      capacity: 512, blockSize: 512, physicalBlockSize: 512, isReadOnly: true, canUnmap: true, canWriteZeroes: true,
+      queueCount: 1)
     #expect(configuration.features & (1 << 5) != 0)
     #expect(configuration.features & (1 << 13 | 1 << 14) == 0)
     configuration.isReadOnly = false
     #expect(configuration.features & (1 << 13 | 1 << 14) == 1 << 13 | 1 << 14)
     configuration.canUnmap = false
+    #expect(configuration.features & (1 << 13 | 1 << 14) == 1 << 14)
+    configuration.canWriteZeroes = false
     #expect(configuration.features & (1 << 5 | 1 << 13 | 1 << 14) == 0)
   }
 }

@@ -55,6 +55,9 @@ void clinux_direct_io_alignment(int fd, uint32_t *memory, uint32_t *offset);
 // Whether the file lives in memory (tmpfs, ramfs): its I/O never waits for a device.
 int clinux_is_memory_file(int fd);
 
+// Size of the pages of a file of memory (memfd, tmpfs, hugetlbfs), in bytes; 0 where the file is another.
+long clinux_memory_page_size(int fd);
+
 // The monotonic clock in nanoseconds.
 uint64_t clinux_monotonic_nanoseconds(void);
 
@@ -118,7 +121,8 @@ int clinux_ring_create(unsigned entries, struct io_uring *ring);
 // Ranges of memory that are shared with a process that is not trusted. Where such a process shortens the file below
 // a range, a touch would end this process with SIGBUS: the handler puts a private page of zeros there instead.
 void clinux_guard_install(void);
-void clinux_guard_add(void *start, size_t length);
+// `page_size` is that of the range's file; -1 where the table of ranges is full.
+int clinux_guard_add(void *start, size_t length, size_t page_size);
 void clinux_guard_remove(void *start, size_t length);
 
 // open with O_DIRECT, close-on-exec; -1 with errno.

@@ -1,12 +1,12 @@
 import CLinux
 import Glibc
+import JSON
 
-/// A file or block device, opened as a volume (SPDK's bdev_aio).
+/// A file or block device of the system (SPDK's bdev_aio, and the volumes of an lvol store).
 ///
-/// SAFETY: what does not change is constant; `target` is written by the reactor's thread only, once the device is in
-/// use. The descriptors are closed when the last session that uses them is gone.
+/// SAFETY: the descriptors are closed with the device, which every way out keeps while it has requests under way.
 @safe
-final class FileDevice: @unchecked Sendable {
+class FileDevice: BlockDevice, @unchecked Sendable {
   /// What the device is made from; kept on disk to make it again.
   package struct Parameters: Sendable, Hashable {
     package var name: String
@@ -19,105 +19,79 @@ final class FileDevice: @unchecked Sendable {
   }
 
   let parameters: Parameters
-  let physicalBlockSize: UInt32
-  let isBlockDevice: Bool
   let hasDirectIO: Bool
-  let target: UnsafeMutablePointer<BlockTarget>
+  private let isBlockDevice: Bool
+  private let hasOwnBlockSize: Bool
 
   /// Opens the file. Errors carry the error number that SPDK would answer with.
-  init(_ parameters: Parameters, reportedBlockSize: UInt32?) throws(SoftDPUError) {
-    let operation = "open \(parameters.file) as \(parameters.name)"
-    let access = parameters.isReadOnly ? O_RDONLY : O_RDWR
-    let buffered = unsafe open(parameters.file, access | O_CLOEXEC)
-    guard buffered >= 0 else { throw .system(errno, operation) }
-    var status = stat()
-    guard unsafe fstat(buffered, &status) == 0 else {
-      let error = errno
-      close(buffered)
-      throw .system(error, operation)
-    }
-    let isBlock = status.st_mode & S_IFMT == S_IFBLK
-    guard isBlock || status.st_mode & S_IFMT == S_IFREG else {
-      close(buffered)
-      throw SoftDPUError(code: .invalid, operation: operation, message: "neither a file nor a block device")
-    }
-    let logical = isBlock ? UInt32(max(512, clinux_block_device_block_size(buffered))) : 0
-    let blockSize = reportedBlockSize ?? logical
-    guard blockSize >= 512, blockSize >= logical, blockSize <= 65536, blockSize & (blockSize - 1) == 0 else {
-      close(buffered)
-      throw SoftDPUError(
-        code: .invalid, operation: operation,
-        message: "a block size is a power of two from \(max(512, logical)) to 65536, not \(blockSize)")
-    }
-    // Two data planes on one pool never have the same volume for writing. The kernel drops the lock with the process.
-    guard flock(buffered, (parameters.isReadOnly ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0 else {
-      close(buffered)
-      throw SoftDPUError(
-        code: .system(EBUSY), operation: operation, message: "another volume or process has the file open")
-    }
-    let isMemory = !isBlock && clinux_is_memory_file(buffered) != 0
-    var memoryAlignment: UInt32 = 512
-    var offsetAlignment: UInt32 = logical
-    if !isBlock { unsafe clinux_direct_io_alignment(buffered, &memoryAlignment, &offsetAlignment) }
-    var direct: CInt = -1
-    if !isMemory, memoryAlignment > 0, offsetAlignment > 0 {
-      direct = unsafe clinux_open_direct(parameters.file, access)
-    }
+  ///
+  /// - Parameters:
+  ///   - ownBlockSize: what `parameters.blockSize` was asked to be; nil takes the file's own.
+  ///   - reactor: carries out the requests.
+  convenience init(
+    _ parameters: Parameters, ownBlockSize: UInt32?, reactor: Reactor
+  ) throws(SoftDPUError) {
+    try self.init(
+      parameters, ownBlockSize: ownBlockSize, aliases: [], productName: "AIO disk", canWriteZeroes: nil,
+      reactor: reactor)
+  }
+
+  init(
+    _ parameters: Parameters, ownBlockSize: UInt32?, aliases: [String], productName: String, canWriteZeroes: Bool?,
+    reactor: Reactor
+  ) throws(SoftDPUError) {
+    let file = try OpenFile(parameters, ownBlockSize: ownBlockSize)
     var fixed = parameters
-    fixed.blockSize = blockSize
+    fixed.blockSize = file.blockSize
     self.parameters = fixed
-    isBlockDevice = isBlock
-    hasDirectIO = direct >= 0
-    // What is smaller than a page goes through the page cache, so that direct and buffered requests never share one.
-    let page: UInt32 = 4096
-    physicalBlockSize = max(blockSize, isMemory ? page : max(page, offsetAlignment))
-    let identity = UnsafeMutableRawPointer.allocate(byteCount: 20, alignment: 8)
-    unsafe identity.initializeMemory(as: UInt8.self, repeating: 0, count: 20)
-    for (index, byte) in parameters.name.utf8.prefix(20).enumerated() {
-      unsafe identity.storeBytes(of: byte, toByteOffset: index, as: UInt8.self)
-    }
-    unsafe target = UnsafeMutablePointer<BlockTarget>.allocate(capacity: 1)
-    unsafe target.initialize(
-      to: BlockTarget(
-        directFD: direct, bufferedFD: buffered, capacity: 0,
-        memoryMask: UInt(max(memoryAlignment, 512)) - 1, offsetMask: UInt64(max(page, offsetAlignment)) - 1,
-        isInline: isMemory, isReadOnly: parameters.isReadOnly,
-        canUnmap: parameters.canUnmap && !parameters.isReadOnly, identity: identity))
-    let size = try currentSize()
-    guard size > 0 else {
-      throw SoftDPUError(code: .invalid, operation: operation, message: "smaller than one block")
-    }
-    unsafe target.pointee.capacity = size
+    hasDirectIO = file.direct >= 0
+    isBlockDevice = file.isBlockDevice
+    hasOwnBlockSize = ownBlockSize != nil
+    let canUnmap = parameters.canUnmap && !parameters.isReadOnly
+    let target = unsafe BlockTarget.make(
+      .file, name: parameters.name, reactor: reactor.number, capacity: file.size, blockSize: file.blockSize,
+      isReadOnly: parameters.isReadOnly, canUnmap: canUnmap, canWriteZeroes: canWriteZeroes ?? canUnmap)
+    unsafe target.pointee.directFD = file.direct
+    unsafe target.pointee.bufferedFD = file.buffered
+    unsafe target.pointee.memoryMask = UInt(max(file.memoryAlignment, 512)) - 1
+    unsafe target.pointee.isInline = file.isMemory
+    unsafe super.init(
+      name: parameters.name, aliases: aliases, uuid: parameters.uuid, productName: productName,
+      blockSize: file.blockSize,
+      physicalBlockSize: max(
+        file.blockSize, file.isMemory ? OpenFile.page : max(OpenFile.page, file.offsetAlignment)),
+      size: file.size, reactor: reactor, target: target)
   }
 
   deinit {
-    if unsafe target.pointee.directFD >= 0 { unsafe close(target.pointee.directFD) }
-    unsafe close(target.pointee.bufferedFD)
-    unsafe target.pointee.identity.deallocate()
-    unsafe target.deallocate()
+    if unsafe target.pointee.directFD >= 0 { _ = unsafe Glibc.close(target.pointee.directFD) }
+    _ = unsafe Glibc.close(target.pointee.bufferedFD)
   }
 
-  /// The file's size now, in bytes, rounded down to whole blocks. What the guest sees changes only by `resize`.
+  /// The file's size now, in bytes, rounded down to whole blocks. What a guest sees changes only by `resize`.
   func currentSize() throws(SoftDPUError) -> UInt64 {
-    let size: Int64
-    if isBlockDevice {
-      size = unsafe clinux_block_device_size(target.pointee.bufferedFD)
-    } else {
-      var status = stat()
-      size = unsafe fstat(target.pointee.bufferedFD, &status) == 0 ? Int64(status.st_size) : -1
-    }
-    guard size >= 0 else { throw .system(errno, "read the size of \(parameters.file)") }
-    return UInt64(size) / UInt64(parameters.blockSize) * UInt64(parameters.blockSize)
+    let fd = unsafe target.pointee.bufferedFD
+    return try OpenFile.size(fd, isBlockDevice: isBlockDevice, blockSize: blockSize, path: parameters.file)
   }
 
-  /// Reactor's thread.
-  func resize(_ capacity: UInt64) { unsafe target.pointee.capacity = capacity }
+  override var specifics: JSONValue {
+    [
+      "aio": [
+        "filename": .string(parameters.file),
+        "block_size_override": .bool(hasOwnBlockSize),
+        "readonly": .bool(parameters.isReadOnly),
+        "fallocate": .bool(parameters.canUnmap),
+      ]
+    ]
+  }
 
-  /// Reactor's thread.
-  func configuration(isReadOnly: Bool) -> BlockConfiguration {
-    unsafe BlockConfiguration(
-      capacity: target.pointee.capacity, blockSize: parameters.blockSize, physicalBlockSize: physicalBlockSize,
-      isReadOnly: isReadOnly || parameters.isReadOnly, canUnmap: target.pointee.canUnmap,
-      queueCount: UInt16(VhostUser.maximumQueues))
+  override var creation: ConfigurationCall? {
+    ConfigurationCall(
+      method: "bdev_aio_create",
+      parameters: [
+        "name": .string(name), "filename": .string(parameters.file),
+        "block_size": .integer(Int64(parameters.blockSize)), "readonly": .bool(parameters.isReadOnly),
+        "fallocate": .bool(parameters.canUnmap), "uuid": .string(uuid),
+      ])
   }
 }

@@ -39,4 +39,37 @@ struct Parameters {
     guard let number = value.int64Value.flatMap({ UInt32(exactly: $0) }) else { throw Failure() }
     return number
   }
+
+  func uint32(_ name: String) throws(Failure) -> UInt32 {
+    guard let number = try optionalUInt32(name) else { throw Failure() }
+    return number
+  }
+
+  func optionalUInt64(_ name: String) throws(Failure) -> UInt64? {
+    guard let value = members[name] else { return nil }
+    guard let number = value.int64Value.flatMap({ UInt64(exactly: $0) }) else { throw Failure() }
+    return number
+  }
+
+  func uint64(_ name: String) throws(Failure) -> UInt64 {
+    guard let number = try optionalUInt64(name) else { throw Failure() }
+    return number
+  }
+
+  func optionalStrings(_ name: String) throws(Failure) -> [String]? {
+    guard let value = members[name] else { return nil }
+    guard let elements = value.arrayValue else { throw Failure() }
+    var texts: [String] = []
+    for element in elements {
+      guard let text = element.stringValue else { throw Failure() }
+      texts.append(text)
+    }
+    return texts
+  }
+
+  func optionalObject(_ name: String) throws(Failure) -> JSONValue? {
+    guard let value = members[name] else { return nil }
+    guard value.objectValue != nil else { throw Failure() }
+    return value
+  }
 }

@@ -23,7 +23,10 @@ final class Reactor: @unchecked Sendable {
   /// Set by the thread before `init` returns.
   private(set) var core: UnsafeMutablePointer<ReactorCore>
   /// Sessions that wait for their requests to come back.
-  private var frozen: [VhostSession] = []
+  private var frozen: [any Drainable] = []
+  private let clock: CInt
+  /// The deadline that `clock` was set to; 0 where it is not set.
+  private var clockDeadline: UInt64 = 0
 
   private static let entries: UInt32 = 2048
   private static let batch = 256
@@ -34,6 +37,12 @@ final class Reactor: @unchecked Sendable {
     self.number = number
     bell = eventfd(0, CInt(EFD_CLOEXEC) | CInt(EFD_NONBLOCK))
     guard bell >= 0 else { throw .system(errno, "create an eventfd") }
+    clock = timerfd_create(CLOCK_MONOTONIC, CInt(TFD_CLOEXEC) | CInt(TFD_NONBLOCK))
+    guard clock >= 0 else {
+      let error = errno
+      close(bell)
+      throw .system(error, "create a timerfd")
+    }
     ended = Latch()
     unsafe core = UnsafeMutablePointer<ReactorCore>.allocate(capacity: 1)
     let started = Latch()
@@ -41,7 +50,7 @@ final class Reactor: @unchecked Sendable {
     let body = ThreadBody(name: "reactor-\(number)") { [self] in
       do throws(SoftDPUError) {
         let ring = try Ring.create(entries: Reactor.entries)
-        unsafe core.initialize(to: ReactorCore(ring: ring, capacity: Reactor.maximumDirty))
+        unsafe core.initialize(to: ReactorCore(ring: ring, number: number, capacity: Reactor.maximumDirty))
       } catch {
         outcome.withLock { $0 = error }
         started.open()
@@ -56,25 +65,29 @@ final class Reactor: @unchecked Sendable {
     }
     guard body.start() else {
       close(bell)
+      close(clock)
       unsafe core.deallocate()
       throw .system(EAGAIN, "start a reactor's thread")
     }
     started.wait()
     if let error = outcome.withLock({ $0 }) {
       close(bell)
+      close(clock)
       unsafe core.deallocate()
       throw error
     }
   }
 
-  /// Runs `work` on the reactor's thread, in the order of the calls; after `stop` it is dropped.
-  func post(_ work: @escaping @Sendable () -> Void) {
-    let isFirst = mailbox.withLock { mailbox -> Bool in
-      guard !mailbox.isStopping else { return false }
+  /// Runs `work` on the reactor's thread, in the order of the calls; after `stop` it is dropped, and the result false.
+  @discardableResult
+  func post(_ work: @escaping @Sendable () -> Void) -> Bool {
+    let count = mailbox.withLock { mailbox -> Int in
+      guard !mailbox.isStopping else { return 0 }
       mailbox.work.append(work)
-      return mailbox.work.count == 1
+      return mailbox.work.count
     }
-    if isFirst { ringBell() }
+    if count == 1 { ringBell() }
+    return count > 0
   }
 
   /// Ends the thread, and waits for its end. Sessions have to be closed before.
@@ -83,6 +96,12 @@ final class Reactor: @unchecked Sendable {
     ringBell()
     ended.wait()
     close(bell)
+    close(clock)
+  }
+
+  /// Lets this reactor hand requests to the others. Before the first request.
+  func meet(_ reactors: [Reactor]) {
+    sync { [self] in unsafe core.pointee.reactors = reactors.map { unsafe Unmanaged.passUnretained($0) } }
   }
 
   private func ringBell() {
@@ -97,13 +116,17 @@ final class Reactor: @unchecked Sendable {
   private func run() {
     let bellWatch = Watch(fd: bell) { [self] in openMailbox() }
     unsafe bellWatch.arm(core.pointee.ring)
+    let clockWatch = Watch(fd: clock) { [self] in runTimers() }
+    unsafe clockWatch.arm(core.pointee.ring)
     let entries = UnsafeMutablePointer<UnsafeMutablePointer<io_uring_cqe>?>.allocate(capacity: Reactor.batch)
     defer { unsafe entries.deallocate() }
     while !mailbox.withLock({ $0.isStopping && $0.work.isEmpty }) {
       unsafe turn(entries)
       if !frozen.isEmpty { resumeDrained() }
+      unsafe setClock(core.pointee.timers.next)
     }
     unsafe bellWatch.cancel(core.pointee.ring)
+    unsafe clockWatch.cancel(core.pointee.ring)
     unsafe core.pointee.ring.submit()
   }
 
@@ -121,8 +144,8 @@ final class Reactor: @unchecked Sendable {
         let address = UInt(data & ~Tag.mask)
         switch data & Tag.mask {
         case Tag.request:
-          guard let slot = unsafe UnsafeMutablePointer<Slot>(bitPattern: address) else { continue }
-          if unsafe !finish(slot, Int(result), core) { unsafe submit(slot, core) }
+          guard let io = unsafe UnsafeMutablePointer<BlockIO>(bitPattern: address) else { continue }
+          unsafe fileAnswered(io, Int(result), core)
         case Tag.watch:
           guard let pointer = unsafe UnsafeRawPointer(bitPattern: address) else { continue }
           unsafe Watch.handle(pointer, result: result, hasMore: entry.pointee.flags & IORING_CQE_F_MORE != 0, core)
@@ -160,8 +183,47 @@ final class Reactor: @unchecked Sendable {
     for item in work { item() }
   }
 
+  /// Has the clock ring at the next deadline.
+  private func setClock(_ deadline: UInt64?) {
+    let deadline = deadline ?? 0
+    guard deadline != clockDeadline else { return }
+    clockDeadline = deadline
+    var value = itimerspec()
+    value.it_value.tv_sec = Int(deadline / 1_000_000_000)
+    value.it_value.tv_nsec = Int(deadline % 1_000_000_000)
+    _ = unsafe timerfd_settime(clock, CInt(TFD_TIMER_ABSTIME), &value, nil)
+  }
+
+  private func runTimers() {
+    var count: UInt64 = 0
+    _ = unsafe read(clock, &count, 8)
+    clockDeadline = 0
+    let core = unsafe self.core
+    let now = clinux_monotonic_nanoseconds()
+    // What a timer adds for a time that is over waits for the next turn: others are not kept waiting.
+    var budget = 4096
+    while budget > 0, let (action, context) = unsafe core.pointee.timers.takeDue(now) {
+      budget -= 1
+      guard let context = unsafe UnsafeMutableRawPointer(bitPattern: context) else { continue }
+      unsafe action(context, core)
+    }
+  }
+
+  /// Runs `work` on the reactor's thread and waits for it; after `stop`, where it can do nothing, on the caller's.
+  func sync<Value: Sendable>(_ work: @escaping @Sendable () -> Value) -> Value {
+    let latch = Latch()
+    let result = Mutex<Value?>(nil)
+    let isPosted = post {
+      let value = work()
+      result.withLock { $0 = value }
+      latch.open()
+    }
+    if isPosted { latch.wait() }
+    return result.withLock { $0 } ?? work()
+  }
+
   /// Has the session's `drained` called as soon as none of its requests is in the kernel's hands.
-  func whenDrained(_ session: VhostSession) {
+  func whenDrained(_ session: any Drainable) {
     if !frozen.contains(where: { $0 === session }) { frozen.append(session) }
   }
 
@@ -171,4 +233,11 @@ final class Reactor: @unchecked Sendable {
     frozen.removeAll(where: \.isDrained)
     for session in ready { session.drained() }
   }
+}
+
+/// Something that waits until none of its requests is under way.
+protocol Drainable: AnyObject {
+  var isDrained: Bool { get }
+  /// Called on the reactor's thread once `isDrained` is true.
+  func drained()
 }

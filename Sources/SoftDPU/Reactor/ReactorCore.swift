@@ -6,6 +6,11 @@ import CLinux
 @unsafe
 struct ReactorCore {
   let ring: Ring
+  let number: Int
+  /// Every reactor of the process, at its number.
+  var reactors: [Unmanaged<Reactor>] = unsafe []
+  var timers = TimerQueue()
+  var frames = unsafe FramePool()
   /// Queues to publish, and to look into, before the thread sleeps.
   let dirty: UnsafeMutablePointer<UnsafeMutablePointer<VirtQueue>>
   var dirtyCount = 0
@@ -15,8 +20,9 @@ struct ReactorCore {
   /// The eight bytes that ring every guest's bell.
   let one: UnsafeMutablePointer<UInt64>
 
-  init(ring: Ring, capacity: Int) {
+  init(ring: Ring, number: Int, capacity: Int) {
     unsafe self.ring = ring
+    unsafe self.number = number
     unsafe self.capacity = capacity
     unsafe dirty = .allocate(capacity: capacity)
     unsafe turn = .allocate(capacity: capacity)
@@ -25,6 +31,7 @@ struct ReactorCore {
   }
 
   func deallocate() {
+    unsafe frames.deallocate()
     unsafe dirty.deallocate()
     unsafe turn.deallocate()
     unsafe one.deallocate()
@@ -37,6 +44,18 @@ struct ReactorCore {
     unsafe queue.pointee.isDirty = true
     unsafe dirty[dirtyCount] = unsafe queue
     unsafe dirtyCount += 1
+  }
+
+  /// Has `action` called with `context` at a time of the monotonic clock, in nanoseconds, or soon after.
+  mutating func schedule(at deadline: UInt64, _ action: TimerQueue.Action, _ context: UnsafeMutableRawPointer) {
+    unsafe timers.add(at: deadline, action, context: context)
+  }
+
+  /// The reactor with this number.
+  func peer(_ number: Int) -> Reactor? {
+    guard unsafe reactors.indices.contains(number) else { return nil }
+    // SAFETY: reactors live until the process lets go of all of them, after their threads have ended.
+    return unsafe reactors[number].takeUnretainedValue()
   }
 
   /// Takes a queue that is about to be freed out of the list.

@@ -10,17 +10,19 @@ package struct BlockConfiguration: Sendable, Hashable {
   package var physicalBlockSize: UInt32
   package var isReadOnly: Bool
   package var canUnmap: Bool
+  package var canWriteZeroes: Bool
   package var queueCount: UInt16
 
   package init(
     capacity: UInt64, blockSize: UInt32, physicalBlockSize: UInt32, isReadOnly: Bool, canUnmap: Bool,
-    queueCount: UInt16
+    canWriteZeroes: Bool, queueCount: UInt16
   ) {
     self.capacity = capacity
     self.blockSize = blockSize
     self.physicalBlockSize = physicalBlockSize
     self.isReadOnly = isReadOnly
     self.canUnmap = canUnmap
+    self.canWriteZeroes = canWriteZeroes
     self.queueCount = queueCount
   }
 
@@ -31,7 +33,8 @@ package struct BlockConfiguration: Sendable, Hashable {
       VIRTIO_BLK_F_MQ, VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_RING_F_EVENT_IDX, VIRTIO_F_VERSION_1,
     ]
     if isReadOnly { bits.append(VIRTIO_BLK_F_RO) }
-    if canUnmap && !isReadOnly { bits += [VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES] }
+    if canUnmap && !isReadOnly { bits.append(VIRTIO_BLK_F_DISCARD) }
+    if canWriteZeroes && !isReadOnly { bits.append(VIRTIO_BLK_F_WRITE_ZEROES) }
     return bits.reduce(VhostUser.protocolFeaturesBit) { $0 | 1 << UInt64($1) }
   }
 
@@ -55,8 +58,8 @@ package struct BlockConfiguration: Sendable, Hashable {
     writer.u32(canUnmap ? Segment.maximumSectors : 0)
     writer.u32(canUnmap ? UInt32(Segment.maximumCount) : 0)
     writer.u32(canUnmap ? alignment : 0)
-    writer.u32(canUnmap ? Segment.maximumSectors : 0)
-    writer.u32(canUnmap ? UInt32(Segment.maximumCount) : 0)
+    writer.u32(canWriteZeroes ? Segment.maximumSectors : 0)
+    writer.u32(canWriteZeroes ? UInt32(Segment.maximumCount) : 0)
     writer.u8(canUnmap ? 1 : 0)  // write-zeroes may give the space back
     return writer.bytes + [UInt8](repeating: 0, count: 256 - writer.bytes.count)
   }
@@ -64,4 +67,6 @@ package struct BlockConfiguration: Sendable, Hashable {
   package static let maximumSegments: UInt32 = 126
   /// 1 MiB: with 126 segments no request is longer than 126 MiB.
   package static let maximumSegmentLength: UInt32 = 1 << 20
+  /// What follows from the two: a driver that goes beyond it would hold up its neighbours.
+  static let maximumRequestLength = UInt64(maximumSegments) * UInt64(maximumSegmentLength)
 }

@@ -106,6 +106,7 @@ struct GuestMemory {
     let end = description.fileOffset + description.length
     var status = stat()
     guard unsafe fstat(fd, &status) == 0 else { throw .system(errno, operation) }
+    let pageSize = try SharedMemoryGuard.pageSize(fd, operation)
     // A mapping beyond the end of its file is a trap: the first touch would end this process.
     guard status.st_size >= 0, UInt64(status.st_size) >= end else {
       throw SoftDPUError(code: .invalid, operation: operation, message: "a region is longer than its file")
@@ -114,12 +115,15 @@ struct GuestMemory {
     guard let mapping = unsafe mmap(nil, Int(end), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0),
       unsafe mapping != MAP_FAILED
     else { throw .system(errno, operation) }
+    guard unsafe SharedMemoryGuard.add(mapping, Int(end), pageSize: pageSize) else {
+      unsafe munmap(mapping, Int(end))
+      throw .system(ENOMEM, operation)
+    }
     unsafe (regions + count).initialize(
       to: GuestRegion(
         guestStart: description.guestStart, length: description.length, userStart: description.userStart,
         base: mapping + Int(description.fileOffset), mapping: mapping, mappingLength: Int(end)))
     unsafe count += 1
-    unsafe SharedMemoryGuard.add(mapping, Int(end))
   }
 
   /// Unmaps the piece with these addresses; false where there is none.
@@ -159,6 +163,22 @@ struct GuestMemory {
 /// front end hurts only itself.
 enum SharedMemoryGuard {
   static func install() { clinux_guard_install() }
-  static func add(_ start: UnsafeMutableRawPointer, _ length: Int) { unsafe clinux_guard_add(start, length) }
+
+  /// The size of the pages of a file of memory. Other files are refused: a touch of theirs may wait for whoever
+  /// serves them.
+  static func pageSize(_ fd: CInt, _ operation: String) throws(SoftDPUError) -> Int {
+    let size = clinux_memory_page_size(fd)
+    guard size > 0 else {
+      throw SoftDPUError(
+        code: .invalid, operation: operation, message: "the memory is neither a memfd nor a file on tmpfs or hugetlbfs")
+    }
+    return size
+  }
+
+  /// False where the table is full.
+  static func add(_ start: UnsafeMutableRawPointer, _ length: Int, pageSize: Int) -> Bool {
+    unsafe clinux_guard_add(start, length, pageSize) == 0
+  }
+
   static func remove(_ start: UnsafeMutableRawPointer, _ length: Int) { unsafe clinux_guard_remove(start, length) }
 }

@@ -45,13 +45,17 @@ final class InflightRegion {
     guard Int(status.st_size) >= offset + needed else {
       throw SoftDPUError(code: .invalid, operation: operation, message: "the region is longer than its file")
     }
+    let pageSize = try SharedMemoryGuard.pageSize(fd, operation)
     guard let mapping = unsafe mmap(nil, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0),
       unsafe mapping != MAP_FAILED
     else {
       throw .system(errno, operation)
     }
+    guard unsafe SharedMemoryGuard.add(mapping, length, pageSize: pageSize) else {
+      unsafe munmap(mapping, length)
+      throw .system(ENOMEM, operation)
+    }
     unsafe self.mapping = unsafe mapping
-    unsafe SharedMemoryGuard.add(mapping, length)
   }
 
   deinit {

@@ -96,8 +96,8 @@ final class QueueControl {
     for head in 0..<count {
       unsafe (slots + head).initialize(
         to: Slot(
-          queue: state, vectors: vectors + head * Slot.maximumVectors, status: UnsafeMutableRawPointer(state),
-          head: UInt16(head)))
+          queue: state, target: state.pointee.session.pointee.target,
+          vectors: vectors + head * Slot.maximumVectors, head: UInt16(head)))
     }
     unsafe state.pointee.slots = unsafe slots
     unsafe state.pointee.vectors = unsafe vectors

@@ -1,4 +1,5 @@
 import CLinux
+import Dispatch
 import Glibc
 import Logging
 import Synchronization
@@ -10,7 +11,7 @@ import Synchronization
 final class VhostController: @unchecked Sendable {
   let name: String
   let path: String
-  let device: FileDevice
+  let device: BlockDevice
   let isReadOnly: Bool
   let reactor: Reactor
   private let logger: Logger
@@ -26,7 +27,7 @@ final class VhostController: @unchecked Sendable {
 
   /// - Parameter listener: a listening, non-blocking socket, which the controller takes over.
   init(
-    name: String, path: String, device: FileDevice, isReadOnly: Bool, reactor: Reactor, listener: CInt, logger: Logger
+    name: String, path: String, device: BlockDevice, isReadOnly: Bool, reactor: Reactor, listener: CInt, logger: Logger
   ) {
     self.name = name
     self.path = path
@@ -95,7 +96,17 @@ final class VhostController: @unchecked Sendable {
     guard session == nil, !isClosing else { return }
     // A front end that comes while another is connected waits in the backlog until that one is gone.
     let fd = clinux_accept(listener)
-    guard fd >= 0 else { return }
+    guard fd >= 0 else {
+      let error = errno
+      guard error != EAGAIN, error != ECONNABORTED else { return }
+      // The connection stays in the backlog, and nothing announces it again.
+      logger.error("cannot take a front end; trying again", metadata: ["error": "\(systemText(error))"])
+      DispatchQueue.global().asyncAfter(deadline: .now() + .seconds(1)) { [weak self] in
+        guard let self else { return }
+        reactor.post { [weak self] in self?.acceptNext() }
+      }
+      return
+    }
     logger.info("front end connected")
     let session = VhostSession(
       reactor: reactor, device: device, isReadOnly: isReadOnly, fd: fd, logger: logger,

@@ -8,7 +8,14 @@ extension VhostSession {
     | VhostUser.ProtocolFeature.backendChannel | VhostUser.ProtocolFeature.config
     | VhostUser.ProtocolFeature.inflight | VhostUser.ProtocolFeature.memorySlots
 
-  private var configuration: BlockConfiguration { device.configuration(isReadOnly: isReadOnly) }
+  private var configuration: BlockConfiguration {
+    // SAFETY: on the reactor's thread, which alone changes the target.
+    let shape = unsafe device.target.pointee
+    return unsafe BlockConfiguration(
+      capacity: shape.capacity, blockSize: device.blockSize, physicalBlockSize: device.physicalBlockSize,
+      isReadOnly: isReadOnly, canUnmap: shape.canUnmap, canWriteZeroes: shape.canWriteZeroes,
+      queueCount: UInt16(VhostUser.maximumQueues))
+  }
 
   /// Carries out one message. Nil where it waits for the requests in flight: `later` then gets the outcome.
   ///
@@ -103,6 +110,9 @@ extension VhostSession {
     } catch {
       return .refused(error.message)
     }
+    // Rings of running queues may have come back with it.
+    relocateQueues()
+    for case let queue? in queues { unsafe core.pointee.touch(queue.state) }
     return .done
   }
 

@@ -8,9 +8,9 @@ import Logging
 /// allocated here and freed in `destroy`, after the last request and the last watch let go of them. That confinement is
 /// what makes the class sendable to its reactor.
 @safe
-final class VhostSession: @unchecked Sendable {
+final class VhostSession: Drainable, @unchecked Sendable {
   let reactor: Reactor
-  let device: FileDevice
+  let device: BlockDevice
   let isReadOnly: Bool
   let logger: Logger
   let fd: CInt
@@ -35,11 +35,11 @@ final class VhostSession: @unchecked Sendable {
   private var onClosed: (() -> Void)?
 
   init(
-    reactor: Reactor, device: FileDevice, isReadOnly: Bool, fd: CInt, logger: Logger, onClosed: @escaping () -> Void
+    reactor: Reactor, device: BlockDevice, isReadOnly: Bool, fd: CInt, logger: Logger, onClosed: @escaping () -> Void
   ) {
     self.reactor = reactor
     self.device = device
-    self.isReadOnly = isReadOnly || device.parameters.isReadOnly
+    self.isReadOnly = isReadOnly || device.isReadOnly
     self.fd = fd
     self.logger = logger
     self.onClosed = onClosed
@@ -63,7 +63,10 @@ final class VhostSession: @unchecked Sendable {
   private func receive() {
     var budget = VhostSession.messagesPerTurn
     while !isClosed, afterDrain == nil {
-      guard budget > 0 else { return reactor.post { [weak self] in self?.receive() } }
+      guard budget > 0 else {
+        reactor.post { [weak self] in self?.receive() }
+        return
+      }
       budget -= 1
       let header = received.count >= VhostUser.headerLength ? VhostUserHeader(received) : nil
       if received.count >= VhostUser.headerLength, header == nil { return close("a message with a bad header") }
@@ -113,7 +116,8 @@ final class VhostSession: @unchecked Sendable {
     }
     let outcome = handle(request, payload, descriptors) { [unowned self] outcome in
       finish(header, outcome)
-      receive()
+      // Never from here: a front end that sends a thousand such messages would nest as many calls.
+      reactor.post { [weak self] in self?.receive() }
     }
     if let outcome { finish(header, outcome) }
   }

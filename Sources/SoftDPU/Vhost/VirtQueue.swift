@@ -6,31 +6,31 @@ import Glibc
 /// There is one for each index that a chain can start at, so that none has to be found or allocated.
 @unsafe
 struct Slot {
+  /// First, so that the slot's address is its request's. Its vectors have room for `Slot.maximumVectors` pieces.
+  var io: BlockIO
   var queue: UnsafeMutablePointer<VirtQueue>
-  /// Room for `Slot.maximumVectors` pieces.
-  let vectors: UnsafeMutablePointer<iovec>
-  /// Pieces that are still to be moved: `vectors[first..<end]`.
-  var first = 0
-  var end = 0
   var status: UnsafeMutableRawPointer
-  /// Where in the file the next byte goes, and how many bytes are left.
-  var offset: UInt64 = 0
-  var remaining: UInt64 = 0
   /// What the guest is told about bytes written to its memory.
   var written: UInt32 = 0
   var head: UInt16
-  var kind = Kind.read
   var isBusy = false
-  /// Through the page cache, because direct I/O refuses the request's shape.
-  var isBuffered = false
   /// Discard and write-zeroes: `segments[segment..<segmentEnd]` are still to be done.
   var segment = 0
   var segmentEnd = 0
-  /// The mode of fallocate for the segment that is under way.
-  var mode: CInt = 0
 
-  enum Kind: UInt8 {
-    case read, write, flush, identity, discard, writeZeroes
+  init(
+    queue: UnsafeMutablePointer<VirtQueue>, target: UnsafeMutablePointer<BlockTarget>,
+    vectors: UnsafeMutablePointer<iovec>, head: UInt16
+  ) {
+    unsafe io = BlockIO(
+      target: target, vectors: vectors,
+      done: { slot, result, core in
+        unsafe requestDone(
+          slot.assumingMemoryBound(to: Slot.self), result, core.assumingMemoryBound(to: ReactorCore.self))
+      })
+    unsafe self.queue = unsafe queue
+    unsafe status = UnsafeMutableRawPointer(queue)
+    unsafe self.head = head
   }
 
   /// 126 pieces of data (`seg_max`), and room for pieces that cross from one region of memory into the next.
