@@ -9,12 +9,14 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
-#include <unistd.h>
 #include <unistd.h>
 
 #define MAX_FDS 64
@@ -165,4 +167,39 @@ int clinux_accept(int listener) {
     fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
   } while (fd < 0 && errno == EINTR);
   return fd;
+}
+
+static int tcp_socket(const char *host, uint16_t port, int (*act)(int, const struct sockaddr *, socklen_t)) {
+  char service[8];
+  snprintf(service, sizeof(service), "%u", (unsigned)port);
+  struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST};
+  struct addrinfo *found = NULL;
+  if (getaddrinfo(host, service, &hints, &found) != 0) return -EINVAL;
+  int fd = socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  int one = 1;
+  if (fd >= 0) {
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    if (act(fd, found->ai_addr, found->ai_addrlen) != 0 && errno != EINPROGRESS) {
+      int error = errno;
+      close(fd);
+      errno = error;
+      fd = -1;
+    }
+  }
+  int result = fd >= 0 ? fd : -errno;
+  freeaddrinfo(found);
+  return result;
+}
+
+static int bind_and_listen(int fd, const struct sockaddr *address, socklen_t length) {
+  return bind(fd, address, length) == 0 ? listen(fd, 1024) : -1;
+}
+
+int clinux_tcp_listen(const char *host, uint16_t port) { return tcp_socket(host, port, bind_and_listen); }
+
+int clinux_tcp_connect(const char *host, uint16_t port) { return tcp_socket(host, port, connect); }
+
+void clinux_set_no_delay(int fd) {
+  int one = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 }

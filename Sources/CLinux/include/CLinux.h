@@ -110,6 +110,10 @@ static inline void clinux_prep_poll(struct io_uring_sqe *sqe, int fd, unsigned m
   io_uring_prep_poll_multishot(sqe, fd, mask);
   sqe->user_data = user_data;
 }
+static inline void clinux_prep_poll_once(struct io_uring_sqe *sqe, int fd, unsigned mask, uint64_t user_data) {
+  io_uring_prep_poll_add(sqe, fd, mask);
+  sqe->user_data = user_data;
+}
 static inline void clinux_prep_cancel(struct io_uring_sqe *sqe, uint64_t target, uint64_t user_data) {
   io_uring_prep_rw(IORING_OP_ASYNC_CANCEL, sqe, -1, (const void *)(uintptr_t)target, 0, 0);
   sqe->user_data = user_data;
@@ -133,3 +137,10 @@ int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 void clinux_name_thread(const char *name);
 // Takes a connection from a listening socket: non-blocking, close-on-exec; -1 with errno.
 int clinux_accept(int listener);
+
+// Listens at a numeric address: non-blocking, close-on-exec, SO_REUSEADDR; a negative error number where that fails.
+int clinux_tcp_listen(const char *host, uint16_t port);
+// Connects to a numeric address without waiting for it; a negative error number where that fails at once.
+int clinux_tcp_connect(const char *host, uint16_t port);
+// Sends what is written at once (TCP_NODELAY); does nothing for other sockets.
+void clinux_set_no_delay(int fd);

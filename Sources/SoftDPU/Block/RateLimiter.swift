@@ -13,18 +13,24 @@ struct RateLimits: Sendable, Hashable {
   var isUnlimited: Bool { self == RateLimits() }
 }
 
+/// `a * b / c` without losing digits; the greatest number where that does not fit.
+private func muldiv(_ a: UInt64, _ b: UInt64, _ c: UInt64) -> UInt64 {
+  let product = a.multipliedFullWidth(by: b)
+  return product.high < c ? c.dividingFullWidth(product).quotient : .max
+}
+
 /// An account that fills at a constant rate. A request is let through while the account is not overdrawn, and may
 /// overdraw it: so a request larger than a moment's allowance passes, and is paid for before the next.
-struct RateAccount: Sendable, Hashable {
+package struct RateAccount: Sendable, Hashable {
   /// Units a second; 0 is no limit.
-  let rate: UInt64
+  package let rate: UInt64
   private var balance: Int64
   private var filled: UInt64
 
   /// The most that an idle account saves up: a hundredth of a second's, and at least one unit.
   private var ceiling: Int64 { Int64(clamping: max(1, rate / 100)) }
 
-  init(rate: UInt64, now: UInt64) {
+  package init(rate: UInt64, now: UInt64) {
     self.rate = rate
     balance = 0
     filled = now
@@ -32,32 +38,30 @@ struct RateAccount: Sendable, Hashable {
   }
 
   /// Adds what has accrued up to `now`.
-  mutating func fill(_ now: UInt64) {
+  package mutating func fill(_ now: UInt64) {
     guard rate > 0, now > filled else { return }
-    // A second at a time is enough to reach the ceiling from any debt that one request can make: no overflow.
-    let elapsed = min(now - filled, 60_000_000_000)
-    let (product, overflow) = elapsed.multipliedReportingOverflow(by: rate)
-    let earned = overflow ? UInt64(Int64.max) : product / 1_000_000_000
+    let second: UInt64 = 1_000_000_000
+    let elapsed = now - filled
+    let earned = muldiv(elapsed, rate, second)
     guard earned > 0 else { return }
     let (sum, isTooMuch) = balance.addingReportingOverflow(Int64(clamping: earned))
     balance = isTooMuch ? ceiling : min(ceiling, sum)
     // Only the time that was turned into whole units is used up, so that slow rates lose nothing.
-    filled = overflow || elapsed < now - filled ? now : filled + earned * 1_000_000_000 / rate
+    filled += min(elapsed, muldiv(earned, second, rate))
   }
 
-  var isOverdrawn: Bool { rate > 0 && balance <= 0 }
+  package var isOverdrawn: Bool { rate > 0 && balance <= 0 }
 
-  mutating func take(_ amount: UInt64) {
+  package mutating func take(_ amount: UInt64) {
     guard rate > 0 else { return }
-    balance = balance.subtractingReportingOverflow(Int64(clamping: amount)).partialValue
+    let (rest, isTooMuch) = balance.subtractingReportingOverflow(Int64(clamping: amount))
+    balance = isTooMuch ? .min + 1 : rest
   }
 
   /// Nanoseconds from the last `fill` until the account is in credit.
-  var wait: UInt64 {
+  package var wait: UInt64 {
     guard isOverdrawn else { return 0 }
-    let missing = UInt64(1 - balance)
-    let (product, overflow) = missing.multipliedReportingOverflow(by: 1_000_000_000)
-    return overflow ? 1_000_000_000 : max(1, product / rate + 1)
+    return max(1, min(60_000_000_000, muldiv(UInt64(1 &- balance), 1_000_000_000, rate) &+ 1))
   }
 }
 

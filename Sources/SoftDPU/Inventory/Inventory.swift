@@ -18,6 +18,8 @@ final class Inventory: Sendable {
     /// By UUID.
     var stores: [String: LvolStore] = [:]
     var controllers: [String: VhostController] = [:]
+    /// By address.
+    var nbdDisks: [String: NBDDisk] = [:]
     /// Written down by the last process, and not brought back: a disk that is not there yet, for example.
     var unrestored: [ConfigurationCall] = []
   }
@@ -173,7 +175,13 @@ final class Inventory: Sendable {
             "readonly": .bool(controller.isReadOnly),
           ])
       }
-    case "accel", "nvmf", "nbd": return []
+    case "nbd":
+      return nbdDisks.map { disk in
+        ConfigurationCall(
+          method: "nbd_start_disk",
+          parameters: ["bdev_name": .string(disk.device.name), "nbd_device": .string(disk.address)])
+      }
+    case "accel", "nvmf": return []
     default: return nil
     }
   }
@@ -258,6 +266,10 @@ final class Inventory: Sendable {
     for controller in controllers {
       group.enter()
       controller.close { group.leave() }
+    }
+    for server in Dictionary(grouping: nbdDisks, by: { ObjectIdentifier($0.server) }).values.compactMap(\.first) {
+      group.enter()
+      server.server.close { group.leave() }
     }
     if group.wait(timeout: .now() + Inventory.releaseTime) == .timedOut {
       logger.warning("requests are still in flight; stopping without them")

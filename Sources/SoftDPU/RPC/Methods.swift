@@ -15,7 +15,7 @@ struct Methods: Sendable {
   let version: String
 
   static let table: [String: Method] = [
-    application, devices, files, memory, layers, lvols, vhost,
+    application, devices, files, memory, layers, lvols, vhost, nbd,
   ].reduce(into: [:]) { $0.merge($1) { first, _ in first } }
 
   /// Answers one request.
@@ -106,7 +106,7 @@ private final class Outcome: Sendable {
 extension ConfigurationCall {
   /// The name of what the call makes.
   var subject: String {
-    for key in ["name", "ctrlr", "nqn", "base_name", "trtype"] {
+    for key in ["name", "ctrlr", "nbd_device", "nqn", "base_name", "trtype"] {
       if let name = parameters[key]?.stringValue { return name }
     }
     return ""

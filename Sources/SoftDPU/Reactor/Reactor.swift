@@ -134,7 +134,9 @@ final class Reactor: @unchecked Sendable {
   private func turn(_ entries: UnsafeMutablePointer<UnsafeMutablePointer<io_uring_cqe>?>) {
     let core = unsafe self.core
     let ring = unsafe core.pointee.ring
-    _ = unsafe core.pointee.dirtyCount == 0 ? ring.submitAndWait(1) : ring.submitAndCollect()
+    _ =
+      unsafe core.pointee.dirtyCount == 0 && core.pointee.deferred.isEmpty
+      ? ring.submitAndWait(1) : ring.submitAndCollect()
     while true {
       let count = unsafe ring.completions(entries, capacity: UInt32(Reactor.batch))
       for index in 0..<Int(count) {
@@ -149,6 +151,10 @@ final class Reactor: @unchecked Sendable {
         case Tag.watch:
           guard let pointer = unsafe UnsafeRawPointer(bitPattern: address) else { continue }
           unsafe Watch.handle(pointer, result: result, hasMore: entry.pointee.flags & IORING_CQE_F_MORE != 0, core)
+        case Tag.writable:
+          guard let pointer = unsafe UnsafeMutablePointer<Stream>(bitPattern: address) else { continue }
+          unsafe pointer.pointee.isBlocked = false
+          unsafe flush(pointer, core)
         default: continue
         }
       }
@@ -156,6 +162,18 @@ final class Reactor: @unchecked Sendable {
       if count < UInt32(Reactor.batch) { break }
     }
     serveDirty()
+    if unsafe !core.pointee.deferred.isEmpty { runDeferred() }
+  }
+
+  private func runDeferred() {
+    let core = unsafe self.core
+    // What an action adds is done in the next turn, so that a busy connection does not keep out the others.
+    let count = unsafe core.pointee.deferred.count
+    for index in 0..<count {
+      let (action, context) = unsafe core.pointee.deferred[index]
+      unsafe action(context, core)
+    }
+    unsafe core.pointee.deferred.removeFirst(count)
   }
 
   private func serveDirty() {

@@ -1,4 +1,5 @@
 import CLinux
+import Glibc
 
 /// What the hot path needs of its reactor: a plain value at a fixed address.
 ///
@@ -11,6 +12,13 @@ struct ReactorCore {
   var reactors: [Unmanaged<Reactor>] = unsafe []
   var timers = TimerQueue()
   var frames = unsafe FramePool()
+  var buffers = unsafe BufferPool()
+  /// Pieces of one call that sends.
+  let vectors: UnsafeMutablePointer<iovec>
+  static let maximumVectors = 256
+  /// What is done before the thread sleeps: sending, mostly.
+  var deferred: [(action: Deferred, context: UnsafeMutableRawPointer)] = unsafe []
+  typealias Deferred = @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Void
   /// Queues to publish, and to look into, before the thread sleeps.
   let dirty: UnsafeMutablePointer<UnsafeMutablePointer<VirtQueue>>
   var dirtyCount = 0
@@ -28,10 +36,13 @@ struct ReactorCore {
     unsafe turn = .allocate(capacity: capacity)
     unsafe one = .allocate(capacity: 1)
     unsafe one.initialize(to: 1)
+    unsafe vectors = .allocate(capacity: ReactorCore.maximumVectors)
   }
 
-  func deallocate() {
+  mutating func deallocate() {
     unsafe frames.deallocate()
+    unsafe buffers.deallocate()
+    unsafe vectors.deallocate()
     unsafe dirty.deallocate()
     unsafe turn.deallocate()
     unsafe one.deallocate()
@@ -49,6 +60,25 @@ struct ReactorCore {
   /// Has `action` called with `context` at a time of the monotonic clock, in nanoseconds, or soon after.
   mutating func schedule(at deadline: UInt64, _ action: TimerQueue.Action, _ context: UnsafeMutableRawPointer) {
     unsafe timers.add(at: deadline, action, context: context)
+  }
+
+  /// Has `action` called with `context` before the thread sleeps.
+  @inline(__always)
+  mutating func `defer`(_ action: @escaping Deferred, _ context: UnsafeMutableRawPointer) {
+    unsafe deferred.append((action, context))
+  }
+
+  /// Forgets what was to be done with a context that is about to go away.
+  mutating func forget(_ context: UnsafeMutableRawPointer) {
+    unsafe deferred.removeAll { unsafe $0.context == context }
+    unsafe timers.remove(context: context)
+  }
+
+  /// Has the stream flushed when its socket takes bytes again.
+  func watchWritable(_ stream: UnsafeMutablePointer<Stream>) {
+    guard let entry = unsafe ring.next() else { return }
+    unsafe clinux_prep_poll_once(
+      entry, stream.pointee.fd, UInt32(POLLOUT), UInt64(UInt(bitPattern: stream)) | Tag.writable)
   }
 
   /// The reactor with this number.
@@ -74,5 +104,7 @@ enum Tag {
   static let request: UInt64 = 0
   static let watch: UInt64 = 1
   static let nothing: UInt64 = 2
+  /// A stream whose socket takes bytes again.
+  static let writable: UInt64 = 3
   static let mask: UInt64 = 7
 }

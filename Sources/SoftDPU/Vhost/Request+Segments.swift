@@ -52,7 +52,7 @@ func startNextSegment(_ slot: UnsafeMutablePointer<Slot>, _ core: UnsafeMutableP
     unsafe slot.pointee.io.remaining = UInt64(segment.sectors) << 9
     unsafe slot.pointee.io.isDurable = unsafe slot.pointee.queue.pointee.session.pointee.isWriteThrough
     unsafe slot.pointee.io.mayUnmap = segment.flags & unmapFlag != 0
-    unsafe start(&slot.pointee.io, core)
+    unsafe start(slot.io, core)
     return
   }
   unsafe complete(slot, VIRTIO_BLK_S_OK, core)

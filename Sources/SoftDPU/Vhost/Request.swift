@@ -54,7 +54,7 @@ func startRequest(_ slot: UnsafeMutablePointer<Slot>, _ core: UnsafeMutablePoint
   case VIRTIO_BLK_T_FLUSH:
     unsafe slot.pointee.io.kind = .flush
     unsafe slot.pointee.io.remaining = 0
-    unsafe start(&slot.pointee.io, core)
+    unsafe start(slot.io, core)
   case VIRTIO_BLK_T_GET_ID:
     unsafe answerIdentity(slot, from: chain.readableCount, to: count, core)
   case VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES:
@@ -82,7 +82,7 @@ private func move(
   unsafe slot.pointee.queue.pointee.moved += Int(length)
   if unsafe slot.pointee.io.kind == .read { unsafe slot.pointee.written = UInt32(length) + 1 }
   unsafe slot.pointee.io.isDurable = unsafe session.pointee.isWriteThrough
-  unsafe start(&slot.pointee.io, core)
+  unsafe start(slot.io, core)
 }
 
 /// Takes the device's answer to a slot's request, or to one range of it.

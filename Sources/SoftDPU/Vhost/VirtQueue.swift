@@ -111,3 +111,11 @@ struct Segment {
   /// What `max_discard_sectors` and `max_write_zeroes_sectors` offer: 2 GiB.
   static let maximumSectors: UInt32 = 1 << 22
 }
+
+extension UnsafeMutablePointer where Pointee == Slot {
+  /// The slot's request, which stands at its start.
+  var io: UnsafeMutablePointer<BlockIO> {
+    // SAFETY: the first member of a structure has its address.
+    unsafe UnsafeMutableRawPointer(self).assumingMemoryBound(to: BlockIO.self)
+  }
+}

@@ -1,0 +1,32 @@
+import Glibc
+
+/// A file system of its own for one test: XFS with reflink in a sparse file, mounted through a loop device.
+///
+/// It goes with the value, and also when the test process is killed: a small shell waits for that.
+public final class ReflinkFileSystem: Sendable {
+  private let directory: TemporaryDirectory
+  /// Where it is mounted.
+  public let path: String
+
+  /// - Parameter sizeMiB: XFS takes 300 at least.
+  public init(sizeMiB: Int = 512, makeOptions: String = "-m reflink=1") async throws {
+    try TestEnvironment.requireRoot(for: "mounting a file system")
+    _ = try TestEnvironment.requireTool("mkfs.xfs")
+    let directory = try TemporaryDirectory()
+    self.directory = directory
+    path = directory.file("pool")
+    let script = """
+      set -e
+      truncate -s \(sizeMiB)M \(directory.path)/pool.xfs
+      mkfs.xfs -q \(makeOptions) \(directory.path)/pool.xfs
+      mkdir \(directory.path)/pool
+      mount -o loop \(directory.path)/pool.xfs \(directory.path)/pool
+      setsid sh -c '
+        while kill -0 \(getpid()) 2>/dev/null && mountpoint -q \(directory.path)/pool; do sleep 1; done
+        umount -l \(directory.path)/pool; rm -rf \(directory.path)' </dev/null >/dev/null 2>&1 &
+      """
+    try await ChildProcess.run("sh", ["-c", script])
+  }
+
+  deinit { umount2(path, Int32(MNT_DETACH)) }
+}
