@@ -144,3 +144,7 @@ int clinux_tcp_listen(const char *host, uint16_t port);
 int clinux_tcp_connect(const char *host, uint16_t port);
 // Sends what is written at once (TCP_NODELAY); does nothing for other sockets.
 void clinux_set_no_delay(int fd);
+
+// CRC-32C (Castagnoli) of `length` bytes, continuing from `crc` (0 to begin), with the processor's instruction where it
+// has one.
+uint32_t clinux_crc32c(uint32_t crc, const void *data, size_t length);

@@ -28,6 +28,7 @@ final class Inventory: Sendable {
   let reactors: [Reactor]
   let logger: Logger
   let notifications = Notifications()
+  let nvmf: NVMfTarget
   private let stateFile: String?
   private let state = Mutex(State())
   /// One save at a time, so that an older state never replaces a newer one.
@@ -45,6 +46,7 @@ final class Inventory: Sendable {
     self.reactors = reactors
     stateFile = stateDirectory.map { "\($0)/softdpu.json" }
     self.logger = logger
+    nvmf = NVMfTarget(reactor: reactors[0], logger: logger)
   }
 
   // MARK: Reading
@@ -181,7 +183,8 @@ final class Inventory: Sendable {
           method: "nbd_start_disk",
           parameters: ["bdev_name": .string(disk.device.name), "nbd_device": .string(disk.address)])
       }
-    case "accel", "nvmf": return []
+    case "nvmf": return nvmfConfiguration
+    case "accel": return []
     default: return nil
     }
   }
@@ -254,6 +257,7 @@ final class Inventory: Sendable {
 
   /// Lets go of all devices, and so of their files' locks. After `close` and the end of the reactors.
   func forgetAll() {
+    nvmf.change { $0 = NVMfTarget.State() }
     _ = state.withLock { state -> State in
       defer { state = State() }
       return state
@@ -271,6 +275,8 @@ final class Inventory: Sendable {
       group.enter()
       server.server.close { group.leave() }
     }
+    group.enter()
+    nvmf.close { group.leave() }
     if group.wait(timeout: .now() + Inventory.releaseTime) == .timedOut {
       logger.warning("requests are still in flight; stopping without them")
     }

@@ -15,7 +15,7 @@ struct Methods: Sendable {
   let version: String
 
   static let table: [String: Method] = [
-    application, devices, files, memory, layers, lvols, vhost, nbd,
+    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf,
   ].reduce(into: [:]) { $0.merge($1) { first, _ in first } }
 
   /// Answers one request.

@@ -34,6 +34,8 @@ struct Parameters {
     return flag
   }
 
+  func optionalBool(_ name: String) throws(Failure) -> Bool? { members[name] == nil ? nil : try bool(name) }
+
   func optionalUInt32(_ name: String) throws(Failure) -> UInt32? {
     guard let value = members[name] else { return nil }
     guard let number = value.int64Value.flatMap({ UInt32(exactly: $0) }) else { throw Failure() }

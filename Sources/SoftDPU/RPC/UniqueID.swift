@@ -21,4 +21,20 @@ enum UniqueID {
     return groups.map(\.utf8.count) == [8, 4, 4, 4, 12] && groups.allSatisfy { $0.allSatisfy(\.isHexDigit) }
       && text.utf8.count == 36
   }
+
+  /// The sixteen bytes of a UUID; nil where the text is none.
+  static func bytes(_ text: String) -> [UInt8]? { isValid(text) ? hexadecimal(text.filter { $0 != "-" }) : nil }
+
+  /// The bytes that pairs of hexadecimal digits stand for; nil where there are others.
+  static func hexadecimal(_ text: String) -> [UInt8]? {
+    let digits = text.compactMap(\.hexDigitValue)
+    guard digits.count == text.count, digits.count % 2 == 0, text.utf8.count == digits.count else { return nil }
+    return stride(from: 0, to: digits.count, by: 2).map { UInt8(digits[$0] << 4 | digits[$0 + 1]) }
+  }
+
+  /// Upper-case hexadecimal digits.
+  static func text(_ bytes: [UInt8]) -> String {
+    let digits = Array("0123456789ABCDEF")
+    return String(bytes.flatMap { [digits[Int($0 >> 4)], digits[Int($0 & 15)]] })
+  }
 }
