@@ -26,6 +26,7 @@ package final class HandlerLiveness: Sendable {
 
   /// Looks every now and then, and tells hosts about which something changed.
   package func run(changed: @Sendable (String) -> Void) async throws {
+    var hasComplained = false
     while true {
       do {
         let leases = try await client.listAll(
@@ -46,8 +47,13 @@ package final class HandlerLiveness: Sendable {
           return before
         }
         for host in Set(before.keys).union(present.keys) where before[host] != present[host] { changed(host) }
+        hasComplained = false
       } catch let error as KubernetesError {
-        logger.debug("cannot list the handlers' leases", metadata: ["error": "\(error)"])
+        // Passing trouble heals by itself; a refusal stays until somebody grants the right, and without it no silent
+        // handler is ever noticed.
+        let level: Logger.Level = error.isTransient || hasComplained ? .debug : .warning
+        if !error.isTransient { hasComplained = true }
+        logger.log(level: level, "cannot list the handlers' leases", metadata: ["error": "\(error)"])
       }
       try await Task.sleep(for: Self.renewEvery)
     }
