@@ -24,7 +24,8 @@ struct PlannerTests {
     status.phase = .available
     status.claim = uid.map { .init(namespace: "n", name: "m", uid: $0) }
     status.conditions = [
-      Condition(type: BareMetalHost.ConditionType.bmcReachable, status: .true, reason: "Answers", message: "")
+      Condition(type: BareMetalHost.ConditionType.bmcReachable, status: .true, reason: "Answers", message: ""),
+      Condition(type: BareMetalHost.ConditionType.dpuReady, status: .true, reason: "Ready", message: ""),
     ]
     var dpu = BareMetalHost.DPUStatus()
     dpu.ready = true
@@ -318,6 +319,22 @@ struct PlannerTests {
     var labelled = host("r")
     labelled.metadata.labels = ["rack": "a"]
     #expect(Scheduler.decide(picky, hosts: [host(), labelled]) == .place(host: "r"))
+  }
+
+  @Test("A host whose handler has fallen silent takes no machine, whatever the handler wrote last")
+  func silentHandler() {
+    var silent = host()
+    silent.status?.phase = .error
+    silent.status?.conditions?.set(
+      BareMetalHost.ConditionType.dpuReady, .false, reason: "HandlerSilent", message: "no sign of life")
+    guard case .wait(_, let message) = Scheduler.decide(machine(), hosts: [silent]) else {
+      Issue.record("a machine was placed")
+      return
+    }
+    #expect(message.contains("h has a DPU that is not ready"), "\(message)")
+    var broken = host()
+    broken.status?.phase = .error
+    #expect(Scheduler.objection(to: broken, for: machine()) != nil)
   }
 
   @Test("Machines spread over free hosts")
