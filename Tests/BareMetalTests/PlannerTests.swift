@@ -124,6 +124,51 @@ struct PlannerTests {
     #expect(on.status.timeline?.ownSeconds == 0)
   }
 
+  @Test("A machine that is stopped before its server went on takes the wish back, and tells the BMC the contrary")
+  func stoppedBeforeOn() {
+    var view = prepared(machine { $0.spec.running = false }, power: .off)
+    #expect(plan(view).steps == [], "off, and nobody wants it on")
+    view.power["h"]?.wantsOn = true
+    #expect(plan(view).steps == [.power(host: "h", .off(grace: .zero))])
+  }
+
+  @Test("A wish to go on is taken back when the spec turns invalid or something is missing again")
+  func withdrawnOn() {
+    let invalid = machine { $0.spec.disks.append($0.spec.disks[0]) }
+    var view = prepared(invalid, power: .off)
+    #expect(plan(view).steps == [])
+    view.power["h"]?.wantsOn = true
+    #expect(plan(view).steps == [.power(host: "h", .observe)])
+    #expect(plan(view).status.conditions?.condition("Powered")?.reason == "Invalid")
+    var missing = prepared(machine(), power: .off)
+    missing.power["h"]?.wantsOn = true
+    #expect(plan(missing).steps == [.power(host: "h", .on)], "it is wanted as before")
+    missing.attachments[0].status?.attached = false
+    #expect(plan(missing).steps == [.power(host: "h", .observe)])
+  }
+
+  @Test("A server that went on before the spec turned invalid is said to be on")
+  func onThoughInvalid() {
+    let invalid = machine { $0.spec.disks.append($0.spec.disks[0]) }
+    let plan = plan(prepared(invalid, power: .on))
+    #expect(plan.status.bootedAt == now)
+    #expect(plan.status.conditions?.isTrue("Powered") == true)
+    #expect(plan.status.conditions?.isTrue("Valid") == false)
+    var foreign = prepared(invalid, power: .on)
+    foreign.attachments = []
+    #expect(BareMetal.plan(foreign).steps == [.power(host: "h", .off(grace: .zero))])
+  }
+
+  @Test("A server that nobody holds is not turned on by a wish of before")
+  func unclaimedOn() {
+    var view = HostView(host: host(), now: now)
+    view.power = PowerView(power: .off, wantsOn: true)
+    #expect(plan(view).steps == [.power(host: "h", .observe)])
+    view.host = host(claimedBy: "u")
+    view.claimantExists = true
+    #expect(plan(view).steps == [])
+  }
+
   @Test("A server that was on before its disks were attached is turned off first")
   func foreignPower() {
     var view = prepared(machine(), power: .on)

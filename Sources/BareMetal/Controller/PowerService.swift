@@ -87,14 +87,15 @@ package final class PowerService: Reconcile {
   }
 
   private func view(_ entry: Entry, _ now: Duration) -> PowerView {
-    guard entry.answered else { return PowerView(problem: entry.problem) }
+    let wantsOn = entry.tracker.wish == .on
+    guard entry.answered else { return PowerView(wantsOn: wantsOn, problem: entry.problem) }
     // What was read once is not known any more when the BMC has been silent for a while.
     let isKnown = entry.failures < 2
     return PowerView(
       power: isKnown ? BareMetalHost.Power(entry.tracker.power) : .unknown,
       confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: limits.freshness),
       fencedOff: isKnown && entry.tracker.isFencedOff(at: now, freshness: limits.freshness),
-      problem: entry.problem)
+      wantsOn: wantsOn, problem: entry.problem)
   }
 
   /// Whether the BMC answered since this process started, and the hardware that it told.

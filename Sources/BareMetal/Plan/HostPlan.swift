@@ -97,6 +97,8 @@ package func plan(_ view: HostView) -> HostPlan {
   result.status = status
 
   planCleanup(view, name: name, into: &result)
+  // Nobody holds it, so nobody's wish to see it on counts: a claim can go by hand while the command is pending.
+  if status.claim == nil, view.power.wantsOn { result.steps.append(.power(host: name, .observe)) }
   if host.metadata.isBeingDeleted {
     result.removeFinalizer =
       host.metadata.hasFinalizer(Names.claimFinalizer) && status.claim == nil && result.steps.isEmpty

@@ -21,6 +21,11 @@ package enum MachineStep: Sendable, Hashable {
   /// Lets the machine go. Comes alone.
   case removeFinalizer
 
+  /// Whether it says something about the power of this host.
+  package func isPower(of host: String) -> Bool {
+    if case .power(host, _) = self { true } else { false }
+  }
+
   /// For logs: what and to which object, without content.
   package var summary: String {
     switch self {

@@ -18,15 +18,19 @@ package struct PowerView: Sendable, Hashable {
   /// Confirmed, and no earlier command can turn it on any more: the readings came after it was told to go off. Only
   /// this lets a disk or the server itself be taken away.
   package var fencedOff: Bool
+  /// Whether it is wished to go on, and has not been seen on since.
+  package var wantsOn: Bool
   /// Why the BMC cannot be asked or does not do as told, and what to do about it.
   package var problem: String?
 
   package init(
-    power: BareMetalHost.Power = .unknown, confirmedOff: Bool = false, fencedOff: Bool = false, problem: String? = nil
+    power: BareMetalHost.Power = .unknown, confirmedOff: Bool = false, fencedOff: Bool = false, wantsOn: Bool = false,
+    problem: String? = nil
   ) {
     self.power = power
     self.confirmedOff = confirmedOff
     self.fencedOff = fencedOff
+    self.wantsOn = wantsOn
     self.problem = problem
   }
 }

@@ -31,11 +31,12 @@ final class SimulatedController {
   }
 
   func power(_ host: String) -> PowerView {
-    guard let tracker = trackers[host], tracker.age(at: world.time) != nil else { return PowerView() }
+    guard let tracker = trackers[host] else { return PowerView() }
+    guard tracker.age(at: world.time) != nil else { return PowerView(wantsOn: tracker.wish == .on) }
     return PowerView(
       power: BareMetalHost.Power(tracker.power),
       confirmedOff: tracker.isConfirmedOff(at: world.time, freshness: .seconds(60)),
-      fencedOff: tracker.isFencedOff(at: world.time, freshness: .seconds(60)))
+      fencedOff: tracker.isFencedOff(at: world.time, freshness: .seconds(60)), wantsOn: tracker.wish == .on)
   }
 
   private func executor(_ box: WishBox) -> StepExecutor {
