@@ -48,7 +48,7 @@ struct PowerTests {
     var tracker = PowerTracker()
     _ = tracker.want(.off(grace: .seconds(10)))
     _ = tracker.observe(.on, at: .zero)
-    tracker.failed(.gracefulShutdown)
+    tracker.failed(.gracefulShutdown, at: .zero)
     let move9 = tracker.observe(.on, at: .seconds(1))
     #expect(move9 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
   }
@@ -62,6 +62,61 @@ struct PowerTests {
     _ = tracker.want(.off(grace: .zero))
     let move11 = tracker.observe(.off, at: .seconds(2))
     #expect(move11 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
+  }
+
+  @Test("A command that fails is repeated more and more seldom, while readings go on")
+  func refusedCommand() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.on)
+    var commands: [Int] = []
+    for second in 1...600 {
+      let time = Duration.seconds(second)
+      guard case .command(let action, _) = tracker.observe(.off, at: time) else { continue }
+      commands.append(second)
+      tracker.failed(action, at: time)
+    }
+    #expect(commands.prefix(5) == [1, 2, 4, 8, 16])
+    #expect(commands.count < 18)
+    tracker.accepted()
+    _ = tracker.want(.off(grace: .zero))
+    let move = tracker.observe(.on, at: .seconds(601))
+    #expect(move == .command(.forceOff, thenReadAfter: .milliseconds(100)), "another wish is tried at once")
+  }
+
+  @Test("Failures to give the command to go off are no fence, however many", arguments: [PowerState.off, .unknown])
+  func noFenceWithoutCommand(_ before: PowerState) {
+    var tracker = PowerTracker()
+    _ = tracker.want(.off(grace: .zero))
+    var failures = 0
+    for second in 1...900 {
+      let time = Duration.seconds(second)
+      let reading = failures == 0 ? before : .off
+      if case .command(let action, _) = tracker.observe(reading, at: time) {
+        failures += 1
+        tracker.failed(action, at: time)
+      }
+      #expect(!tracker.isFencedOff(at: time, freshness: .seconds(60)))
+    }
+    #expect(failures > 3)
+    #expect(tracker.isConfirmedOff(at: .seconds(900), freshness: .seconds(60)), "that it reads off is not doubted")
+  }
+
+  @Test("A BMC that will not turn off what is off is believed after three refusals, and readings after them")
+  func refusesBecauseOff() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.off(grace: .zero))
+    var refusals: [Int] = []
+    var fenced: Int?
+    for second in 1...60 {
+      let time = Duration.seconds(second)
+      if case .command(let action, _) = tracker.observe(.off, at: time) {
+        refusals.append(second)
+        tracker.failed(action, at: time, isStateRefusal: true)
+      }
+      if fenced == nil, tracker.isFencedOff(at: time, freshness: .seconds(60)) { fenced = second }
+    }
+    #expect(refusals.count == 3)
+    #expect(fenced.map { $0 >= (refusals.last ?? 0) + 6 } == true, "three readings, three seconds apart")
   }
 
   @Test("Commands are not repeated within ten seconds")

@@ -72,7 +72,7 @@ public struct BMController: Sendable {
     let power = PowerService(
       findHost: { caches.hosts.get(name: $0) },
       readSecret: { try await client.get(Secret.self, name: $0, namespace: $1) },
-      makeBMC: makeBMC, queue: powerQueue, limits: powerLimits, logger: logger,
+      makeBMC: makeBMC, limits: powerLimits, logger: logger, wake: { powerQueue.add(ObjectKey(name: $0)) },
       changed: { host in
         hostQueue.add(ObjectKey(name: host))
         for key in caches.machines(on: host) { machineQueue.add(key) }

@@ -32,8 +32,11 @@ package final class PowerService: Reconcile {
 
   private struct Entry {
     var tracker: PowerTracker
+    /// Why the BMC cannot be asked, and how often in a row it could not.
     var problem: String?
     var failures = 0
+    /// Why the BMC, which answers, did not take the last command. No reading makes it go away.
+    var commandProblem: String?
     var answered = false
     var hardware: BareMetalHost.Hardware?
     var hardwareAt: Duration?
@@ -44,24 +47,26 @@ package final class PowerService: Reconcile {
   private let findHost: @Sendable (String) -> BareMetalHost?
   private let readSecret: @Sendable (_ name: String, _ namespace: String) async throws -> Secret
   private let makeBMC: MakeBMC
-  private let queue: WorkQueue
+  private let wake: @Sendable (String) -> Void
   private let limits: Limits
   private let logger: Logger
   private let changed: @Sendable (String) -> Void
   private let entries = Mutex<[String: Entry]>([:])
   private let start = ContinuousClock.now
 
-  /// - Parameter changed: Called with a host's name when something about its power or inventory is new.
+  /// - Parameters:
+  ///   - wake: Called with a host's name when it is to be looked at soon.
+  ///   - changed: Called with a host's name when something about its power or inventory is new.
   package init(
     findHost: @escaping @Sendable (String) -> BareMetalHost?,
     readSecret: @escaping @Sendable (_ name: String, _ namespace: String) async throws -> Secret,
-    makeBMC: @escaping MakeBMC, queue: WorkQueue, limits: Limits = Limits(), logger: Logger,
-    changed: @escaping @Sendable (String) -> Void
+    makeBMC: @escaping MakeBMC, limits: Limits = Limits(), logger: Logger,
+    wake: @escaping @Sendable (String) -> Void, changed: @escaping @Sendable (String) -> Void
   ) {
     self.findHost = findHost
     self.readSecret = readSecret
     self.makeBMC = makeBMC
-    self.queue = queue
+    self.wake = wake
     self.limits = limits
     self.logger = logger
     self.changed = changed
@@ -72,9 +77,13 @@ package final class PowerService: Reconcile {
   /// Wishes something about a host's power. The same wish again costs nothing.
   package func want(_ host: String, _ wish: PowerWish) {
     let isNew = entries.withLock { entries in
-      entries[host, default: Entry(tracker: PowerTracker(limits: limits.tracker))].tracker.want(wish)
+      var entry = entries[host] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
+      defer { entries[host] = entry }
+      guard entry.tracker.want(wish) else { return false }
+      entry.commandProblem = nil
+      return true
     }
-    if isNew { queue.add(ObjectKey(name: host)) }
+    if isNew { wake(host) }
   }
 
   /// A host's power as it was read back last.
@@ -91,11 +100,14 @@ package final class PowerService: Reconcile {
     guard entry.answered else { return PowerView(wantsOn: wantsOn, problem: entry.problem) }
     // What was read once is not known any more when the BMC has been silent for a while.
     let isKnown = entry.failures < 2
+    // Nothing is to be done any more, so that nothing is in the way of it.
+    let commandProblem = entry.tracker.wish == .observe ? nil : entry.commandProblem
     return PowerView(
       power: isKnown ? BareMetalHost.Power(entry.tracker.power) : .unknown,
       confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: limits.freshness),
       fencedOff: isKnown && entry.tracker.isFencedOff(at: now, freshness: limits.freshness),
-      wantsOn: wantsOn, problem: entry.problem)
+      wantsOn: wantsOn, problem: entry.problem ?? commandProblem,
+      refusesCommand: entry.problem == nil && commandProblem != nil)
   }
 
   /// Whether the BMC answered since this process started, and the hardware that it told.
@@ -104,23 +116,28 @@ package final class PowerService: Reconcile {
   }
 
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
-    let name = key.name
+    try await attend(to: key.name).map { .requeue(after: $0) } ?? .done
+  }
+
+  /// Looks at a host's power, and does what is wished. Returns when to look again, nil where there is no such host.
+  package func attend(to name: String) async throws -> Duration? {
     guard let host = findHost(name) else {
       entries.withLock { _ = $0.removeValue(forKey: name) }
-      return .done
+      return nil
     }
     do {
       let bmc = try await client(for: host)
-      return .requeue(after: try await look(at: name, bmc))
+      return try await look(at: host, bmc)
     } catch is CancellationError {
       throw CancellationError()
     } catch {
-      return .requeue(after: note(error, host: host))
+      return note(error, host: host)
     }
   }
 
   /// One reading, and the command that follows from it, if any. Returns when to look again.
-  private func look(at name: String, _ bmc: any BMC) async throws -> Duration {
+  private func look(at host: BareMetalHost, _ bmc: any BMC) async throws -> Duration {
+    let name = host.metadata.name ?? ""
     let state = try await bmc.power()
     let move = update(name) { entry, now in
       entry.answered = true
@@ -133,11 +150,17 @@ package final class PowerService: Reconcile {
       logger.info("power", metadata: ["host": "\(name)", "action": "\(action.rawValue)", "reads": "\(state.rawValue)"])
       do {
         try await bmc.setPower(action)
+      } catch is CancellationError {
+        // Whether it came through is not known.
+        update(name) { entry, now in entry.tracker.failed(action, at: now) }
+        throw CancellationError()
       } catch {
-        update(name) { entry, _ in entry.tracker.failed(action) }
-        // Not every BMC can ask the operating system: then it goes the hard way, at the next reading.
-        if action == .gracefulShutdown, (error as? BMCError)?.isTransient != true { return after }
-        throw error
+        note(error, of: action, host: host)
+        return max(after, .seconds(1))
+      }
+      update(name) { entry, _ in
+        entry.tracker.accepted()
+        entry.commandProblem = nil
       }
       return after
     case .read(let after):
@@ -182,15 +205,40 @@ package final class PowerService: Reconcile {
     return result
   }
 
-  /// Remembers a failure and says when to try again.
+  /// Remembers that a command failed. The BMC answers all the same: what is read of it goes on to count.
+  private func note(_ error: any Error, of action: PowerAction, host: BareMetalHost) {
+    let name = host.metadata.name ?? ""
+    let isStateRefusal = (error as? BMCError)?.isStateRefusal == true
+    let problem = "the BMC did not take the command: \(describe(error, host: host))"
+    let isNews = update(name) { entry, now in
+      entry.tracker.failed(
+        action, at: now, isStateRefusal: isStateRefusal, atLeast: (error as? BMCError)?.retryAfter ?? .zero)
+      // Not every BMC can ask the operating system: then it goes the hard way, at the next reading. And some will not
+      // turn off what is off, which is as it should be.
+      if action == .gracefulShutdown || (action == .forceOff && isStateRefusal) { return false }
+      defer { entry.commandProblem = problem }
+      return entry.commandProblem != problem
+    }
+    logger.log(
+      level: isNews ? .warning : .info, "power command failed",
+      metadata: ["host": "\(name)", "action": "\(action.rawValue)", "error": "\(error)"])
+  }
+
+  private func isRefusedAccount(_ error: any Error) -> Bool {
+    [.unauthorized, .lockedOut].contains((error as? BMCError)?.code)
+  }
+
+  private func describe(_ error: any Error, host: BareMetalHost) -> String {
+    guard isRefusedAccount(error) else { return "\(error)" }
+    let reference = host.spec.bmc.credentialsSecretRef
+    return "\(error) (secret \(reference.namespace)/\(reference.name))"
+  }
+
+  /// Remembers that the BMC cannot be asked and says when to try again.
   private func note(_ error: any Error, host: BareMetalHost) -> Duration {
     let name = host.metadata.name ?? ""
-    var problem = "\(error)"
-    let isRefused = [.unauthorized, .lockedOut].contains((error as? BMCError)?.code)
-    if isRefused {
-      let reference = host.spec.bmc.credentialsSecretRef
-      problem += " (secret \(reference.namespace)/\(reference.name))"
-    }
+    let problem = describe(error, host: host)
+    let isRefused = isRefusedAccount(error)
     let (failures, wish) = update(name) { entry, _ in
       entry.failures += 1
       entry.problem = problem

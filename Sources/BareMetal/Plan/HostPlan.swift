@@ -55,7 +55,7 @@ package func plan(_ view: HostView) -> HostPlan {
 
   status.observedGeneration = host.metadata.generation
   if let problem = view.power.problem {
-    set(Kind.bmcReachable, .false, "BMCFailed", problem)
+    set(Kind.bmcReachable, .false, view.power.refusesCommand ? "CommandRefused" : "BMCFailed", problem)
   } else if view.bmcAnswered {
     set(Kind.bmcReachable, .true, "Answers", "the BMC answers")
   } else if conditions.condition(Kind.bmcReachable) == nil {

@@ -1,0 +1,121 @@
+import BMC
+import BareMetal
+import Foundation
+import IaaS
+import Kubernetes
+import Logging
+import Synchronization
+import Testing
+
+/// A BMC on paper that can be told to fail.
+final class PaperBMC: BMC {
+  struct State {
+    var power = PowerState.off
+    var readError: BMCError?
+    var commandError: BMCError?
+    var commands: [PowerAction] = []
+    var inventories = 0
+  }
+
+  let state = Mutex(State())
+
+  var commands: [PowerAction] { state.withLock { $0.commands } }
+
+  func power() async throws -> PowerState {
+    try state.withLock { state in
+      if let error = state.readError { throw error }
+      return state.power
+    }
+  }
+
+  func setPower(_ action: PowerAction) async throws {
+    try state.withLock { state in
+      state.commands.append(action)
+      if let error = state.commandError { throw error }
+      state.power = action == .on ? .on : .off
+    }
+  }
+
+  func inventory() async throws -> HardwareInventory {
+    state.withLock { $0.inventories += 1 }
+    return HardwareInventory()
+  }
+
+  func setBootOverride(_ override: BootOverride) async throws {}
+}
+
+@Suite("What becomes of wishes about power")
+struct PowerServiceTests {
+  /// What the service told others.
+  final class Log: Sendable {
+    let changed = Mutex<[String]>([])
+    let woken = Mutex<[String]>([])
+    let secretError = Mutex<KubernetesError?>(nil)
+    var changes: Int { changed.withLock { $0.count } }
+  }
+
+  let bmc = PaperBMC()
+  let log = Log()
+
+  func service(_ limits: PowerService.Limits = .init()) -> PowerService {
+    let (bmc, log) = (bmc, log)
+    return PowerService(
+      findHost: { name in
+        BareMetalHost(
+          metadata: ObjectMeta(name: name),
+          spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d")))
+      },
+      readSecret: { _, _ in
+        if let error = log.secretError.withLock({ $0 }) { throw error }
+        return Secret(
+          metadata: ObjectMeta(name: "s"), type: nil,
+          data: ["username": Data("u".utf8), "password": Data("p".utf8)])
+      },
+      makeBMC: { _, _, _ in bmc }, limits: limits,
+      logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }),
+      wake: { host in log.woken.withLock { $0.append(host) } },
+      changed: { host in log.changed.withLock { $0.append(host) } })
+  }
+
+  @Test("A BMC that answers but refuses the command is told so once, and is not asked again and again")
+  func refusedCommand() async throws {
+    bmc.state.withLock {
+      $0.commandError = BMCError(.forbidden, operation: "on of b", message: "the account may not do this")
+    }
+    var limits = PowerService.Limits()
+    limits.tracker.commandRetry = .seconds(60)
+    let service = service(limits)
+    service.want("h", .on)
+    _ = try await service.attend(to: "h")
+    let changes = log.changes
+    for _ in 0..<20 { _ = try await service.attend(to: "h") }
+    #expect(bmc.commands == [.on], "the next try is a minute away")
+    #expect(log.changes == changes, "the same trouble is no news")
+    let view = service.view("h")
+    #expect(view.power == .off, "what it reads counts all the same")
+    #expect(view.problem?.contains("did not take the command") == true)
+    #expect(view.refusesCommand)
+    var hostView = HostView(
+      host: BareMetalHost(
+        metadata: ObjectMeta(name: "h"),
+        spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d"))),
+      now: .now())
+    hostView.power = view
+    hostView.bmcAnswered = true
+    #expect(plan(hostView).status.conditions?.condition("BMCReachable")?.reason == "CommandRefused")
+    service.want("h", .observe)
+    #expect(service.view("h").problem == nil)
+  }
+
+  @Test("A BMC that refuses to turn off what is off is no trouble")
+  func needless() async throws {
+    bmc.state.withLock {
+      $0.commandError = BMCError(.rejected, operation: "off", message: "already off", isStateRefusal: true)
+    }
+    let service = service()
+    service.want("h", .off(grace: .zero))
+    _ = try await service.attend(to: "h")
+    #expect(bmc.commands == [.forceOff])
+    #expect(service.view("h").problem == nil)
+  }
+}
