@@ -118,4 +118,22 @@ struct PowerServiceTests {
     #expect(bmc.commands == [.forceOff])
     #expect(service.view("h").problem == nil)
   }
+
+  @Test("A new term as the leader begins without the wishes and the proofs of the one before")
+  func newTerm() async throws {
+    var limits = PowerService.Limits()
+    limits.tracker.offInterval = .zero
+    let service = service(limits)
+    service.want("h", .off(grace: .zero))
+    for _ in 0..<8 { _ = try await service.attend(to: "h") }
+    #expect(service.view("h").fencedOff)
+    service.want("g", .on)
+    log.woken.withLock { $0 = [] }
+    service.startOver()
+    #expect(service.view("h") == PowerView())
+    #expect(service.view("g") == PowerView())
+    #expect(log.woken.withLock { $0 } == ["g", "h"], "they are looked at anew")
+    for _ in 0..<8 { _ = try await service.attend(to: "g") }
+    #expect(bmc.commands == [.forceOff], "the old wish is not carried out")
+  }
 }

@@ -77,6 +77,7 @@ public struct BMController: Sendable {
         hostQueue.add(ObjectKey(name: host))
         for key in caches.machines(on: host) { machineQueue.add(key) }
       })
+    manager.beforeLeading { power.startOver() }
     let cluster = KubernetesCluster(client: client, caches: caches)
     let executor = StepExecutor(cluster: cluster, logger: logger, setPower: { power.want($0, $1) })
     let liveness = HandlerLiveness(client: client, logger: logger)

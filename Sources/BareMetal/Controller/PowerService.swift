@@ -86,6 +86,23 @@ package final class PowerService: Reconcile {
     if isNew { wake(host) }
   }
 
+  /// Forgets what was wished and read: while this process did not lead, another one switched the power. To be called
+  /// when leadership begins.
+  package func startOver() {
+    let hosts = entries.withLock { entries in
+      entries = entries.mapValues { old in
+        var entry = Entry(tracker: PowerTracker(limits: limits.tracker))
+        // What hardware there is does not depend on who leads.
+        entry.hardware = old.hardware
+        entry.hardwareAt = old.hardware == nil ? nil : old.hardwareAt
+        return entry
+      }
+      return entries.keys.sorted()
+    }
+    // The next look may be minutes away otherwise, and plans wait for it.
+    for host in hosts { wake(host) }
+  }
+
   /// A host's power as it was read back last.
   package func view(_ host: String) -> PowerView {
     let now = now
