@@ -40,4 +40,12 @@ struct RightsTests {
     let rules = try Self.rules("rbac/bm-controller.yaml")
     #expect(rules.contains { $0.resource == "leases" && $0.verbs.contains("list") && $0.names.isEmpty })
   }
+
+  @Test("Whoever writes events may read them: after a restart the same event is there already and is counted up")
+  func events() throws {
+    for file in ["rbac/bm-controller.yaml", "rbac/csi-controller.yaml"] {
+      let rules = try Self.rules(file).filter { $0.resource == "events" }
+      #expect(rules.contains { $0.verbs == ["get", "create", "patch"] }, "\(file)")
+    }
+  }
 }
