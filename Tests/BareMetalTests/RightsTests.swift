@@ -48,4 +48,16 @@ struct RightsTests {
       #expect(rules.contains { $0.verbs == ["get", "create", "patch"] }, "\(file)")
     }
   }
+
+  @Test("A handler reads and reports on its own host only, and writes no events")
+  func handler() throws {
+    let common = try Self.rules("rbac/bm-handler.yaml")
+    #expect(Set(common.map(\.resource)) == ["volumeattachments", "volumeattachments/status"])
+    let own = try Self.rules("hosts/bm-handler.yaml")
+    #expect(own.contains { $0.resource == "baremetalhosts/status" && $0.verbs.contains("patch") })
+    #expect(own.contains { $0.resource == "baremetalhosts" && $0.verbs == ["get", "list", "watch"] })
+    for rule in own where rule.verbs != ["create"] {
+      #expect(rule.names.count == 1 && rule.names.allSatisfy { $0.contains("${HOST}") }, "\(rule.resource)")
+    }
+  }
 }
