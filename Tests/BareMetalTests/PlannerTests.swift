@@ -280,6 +280,35 @@ struct PlannerTests {
     #expect(deletion.steps == [.deleteAttachment("ycloud-pvc-c", uid: "a", unlessHeld: "h")])
   }
 
+  @Test("A host that is deleted while a machine holds it names the machine")
+  func deletedHostIsHeld() {
+    var view = HostView(host: host(claimedBy: "u"), now: now)
+    view.claimantExists = true
+    #expect(plan(view).status.conditions?.condition("Deleted") == nil)
+    view.host.metadata.deletionTimestamp = .now()
+    let waiting = plan(view)
+    #expect(!waiting.removeFinalizer)
+    #expect(waiting.status.conditions?.condition("Deleted")?.message.contains("n/m") == true)
+    #expect(hostEvents(from: view.host.status, to: waiting.status).contains { $0.message.contains("n/m") })
+    view.host.status?.claim = nil
+    #expect(plan(view).removeFinalizer)
+  }
+
+  @Test("A host whose machine was removed by force says what giving it back waits for")
+  func forcedDeletionIsTold() {
+    var view = HostView(host: host(claimedBy: "u"), now: now)
+    view.claimantExists = false
+    view.attachments = [attachment()]
+    view.power = PowerView(power: .unknown, problem: "cannot read power of ipmi://b: nothing answers")
+    let waiting = plan(view).status
+    let message = waiting.conditions?.condition("Released")?.message ?? ""
+    for word in ["n/m is no more", "nothing answers", "stay attached"] { #expect(message.contains(word), "\(message)") }
+    view.host.status = waiting
+    view.host.status?.claim = nil
+    view.attachments = []
+    #expect(plan(view).status.conditions?.condition("Released") == nil)
+  }
+
   @Test("A volume that is attached for another machine is refused by name")
   func volumeInUse() {
     let other = machine { $0.spec.disks = [.init(name: "data", existingClaim: .init(claimName: "m-root"))] }
