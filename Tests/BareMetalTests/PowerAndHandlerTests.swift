@@ -198,6 +198,33 @@ struct HandlerTests {
     #expect(HandlerPlan.isGone(volume: "pvc-1", volumes: [], functions: []))
   }
 
+  @Test("What somebody else made in the data plane stays, and what the handler made goes")
+  func foreignObjects() {
+    var view = HandlerView(host: host(), volumesDirectory: "/p")
+    view.seedDirectory = "/s"
+    func volume(_ name: String, _ file: String) -> BlockVolume {
+      BlockVolume(name: name, file: file, blockSize: 512, blockCount: 8, readOnly: false)
+    }
+    view.volumes = [
+      volume("theirs", "/srv/theirs.img"), volume("beside", "/pool2/x.img"), volume("old", "/p/old.img"),
+      volume("blk-99-seed", "/s/seed-1.img"), volume("pvc-1", "/before/pvc-1.img"),
+    ]
+    view.functions = [
+      BlockFunction(name: "vhost.0", volume: "theirs", readOnly: false),
+      BlockFunction(name: "blk-x1-theirs", volume: "theirs", readOnly: false),
+      BlockFunction(name: "blk-01-old", volume: "old", readOnly: false),
+      BlockFunction(name: "blk-99-seed", volume: "blk-99-seed", readOnly: true),
+    ]
+    var deleted = attachment()
+    deleted.metadata.deletionTimestamp = .now()
+    view.attachments = [deleted]
+    #expect(
+      HandlerPlan.steps(view) == [
+        .unplug(function: "blk-01-old"), .unplug(function: "blk-99-seed"), .deleteVolume("old"),
+        .deleteVolume("blk-99-seed"), .deleteVolume("pvc-1"),
+      ])
+  }
+
   @Test("What is shown stays while its attachment stands, whatever became of the claim or the host object")
   func stays() {
     for host in [host(claim: nil), nil] {

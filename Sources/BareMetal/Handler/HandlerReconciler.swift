@@ -21,6 +21,7 @@ package struct HandlerReconciler: Reconcile {
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
     var failures: [HandlerFailure] = []
     var view = HandlerView(host: caches.hosts.get(name: hostName), volumesDirectory: volumesDirectory)
+    view.seedDirectory = seeds.directory
     view.attachments = caches.attachments.all().filter {
       $0.host == hostName && $0.spec.attacher == Names.storageDriver
     }

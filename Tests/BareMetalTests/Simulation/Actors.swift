@@ -168,6 +168,7 @@ final class SimulatedHandler {
 
   private func view() -> HandlerView {
     var view = HandlerView(host: cache.hostObjects[name], volumesDirectory: "/pool")
+    view.seedDirectory = "/seed"
     view.attachments = cache.attachments(onHost: name)
     view.bootData = cache.secrets[name].flatMap { try? BootData($0) }
     if let data = HandlerPlan.effectiveBootData(view.bootData, host: view.host) {
