@@ -2,6 +2,7 @@ import BareMetal
 import IaaS
 import Kubernetes
 import Testing
+import Yams
 
 /// What is decided for a machine in which situation.
 @Suite("Machine plans")
@@ -368,6 +369,23 @@ struct PlannerTests {
     let problem = CloudInit.problem(userData: "#cloud-config\npassword: [hunter2\n")
     #expect(problem != nil)
     #expect(problem?.contains("hunter2") == false)
+  }
+
+  @Test(
+    "Names that YAML would take for something else reach cloud-init as texts", arguments: ["007", "null", "on", "1e3"])
+  func yamlNames(_ name: String) throws {
+    let metaData = try #require(try Yams.compose(yaml: CloudInit.metaData(machineUID: name, name: name)))
+    for key in ["instance-id", "local-hostname"] {
+      let scalar = try #require(metaData[key]?.scalar)
+      #expect(scalar.string == name && scalar.style == .doubleQuoted)
+    }
+    let text = CloudInit.networkConfig(interfaces: [GuestInterface(name: name, mac: "02:00:00:00:00:01")])
+    let config = try #require(try Yams.compose(yaml: text))
+    let (key, interface) = try #require(config["ethernets"]?.mapping?.first)
+    #expect(key.scalar?.string == name && key.scalar?.style == .doubleQuoted)
+    #expect(interface["set-name"]?.scalar?.style == .doubleQuoted)
+    #expect(interface["match"]?["macaddress"]?.string == "02:00:00:00:00:01")
+    #expect(CloudInit.problem(networkData: text) == nil)
   }
 
   @Test("The scheduler honours claims, maintenance, taints, labels and readiness, and says why it waits")
