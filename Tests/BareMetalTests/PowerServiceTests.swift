@@ -136,4 +136,26 @@ struct PowerServiceTests {
     for _ in 0..<8 { _ = try await service.attend(to: "g") }
     #expect(bmc.commands == [.forceOff], "the old wish is not carried out")
   }
+
+  @Test("Trouble with the API server is none of the BMC's")
+  func apiOutage() async throws {
+    bmc.state.withLock { $0.power = .on }
+    let service = service()
+    _ = try await service.attend(to: "h")
+    let changes = log.changes
+    log.secretError.withLock {
+      $0 = KubernetesError(code: .unavailable, operation: "get secrets", message: "connection refused")
+    }
+    for _ in 0..<3 { await #expect(throws: KubernetesError.self) { try await service.attend(to: "h") } }
+    #expect(service.view("h") == PowerView(power: .on))
+    #expect(log.changes == changes)
+  }
+
+  @Test("A secret that is not there is a problem that is told")
+  func missingSecret() async throws {
+    log.secretError.withLock { $0 = KubernetesError(code: .notFound, operation: "get secrets", message: "not found") }
+    let service = service()
+    _ = try await service.attend(to: "h")
+    #expect(service.view("h").problem?.contains("there is no secret") == true)
+  }
 }

@@ -145,6 +145,9 @@ package final class PowerService: Reconcile {
     do {
       let bmc = try await client(for: host)
       return try await look(at: host, bmc)
+    } catch let error as KubernetesError {
+      // The API server's trouble says nothing about the BMC: what was read of it stands, and the queue tries again.
+      throw error
     } catch is CancellationError {
       throw CancellationError()
     } catch {
