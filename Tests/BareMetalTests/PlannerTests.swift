@@ -281,6 +281,47 @@ struct PlannerTests {
     #expect(deletion.steps == [.deleteAttachment("ycloud-pvc-c", uid: "a", unlessHeld: "h")])
   }
 
+  @Test("A handler is silent when its lease was not seen to change, whatever the time on it")
+  func handlerLeases() {
+    func lease(_ host: String, renewed: Int64) -> Lease {
+      var metadata = ObjectMeta(name: "bm-handler-\(host)")
+      metadata.labels = [Names.hostLabel: host]
+      return Lease(
+        metadata: metadata, spec: .init(holderIdentity: host, renewTime: MicroTimestamp(microseconds: renewed)))
+    }
+    var leases = HandlerLeases()
+    // The clock of one DPU is a year behind, that of the other a year ahead, and the latter's handler is dead.
+    let year: Int64 = 31_536_000_000_000
+    let dead = lease("dead", renewed: now.microseconds + year)
+    var result: [String: Bool] = [:]
+    for look in 0..<6 {
+      let living = lease("alive", renewed: now.microseconds - year + Int64(look))
+      result = leases.observe([living, dead], at: .seconds(20 * look))
+      if look == 0 { #expect(result == [:], "nothing can be said yet") }
+      if look == 1 { #expect(result == ["alive": true]) }
+    }
+    #expect(result == ["alive": true, "dead": false])
+    let living = lease("alive", renewed: now.microseconds - year + 5)
+    // For five minutes the API server was away: for the handlers as well.
+    result = leases.observe([living, dead], at: .seconds(400))
+    #expect(result == ["alive": true, "dead": false])
+    result = leases.observe([living], at: .seconds(430))
+    #expect(result == ["alive": true])
+    result = leases.observe([living], at: .seconds(470))
+    #expect(result == ["alive": false])
+  }
+
+  @Test("A handler that was found silent stays so until a new leader has seen a sign of life")
+  func silentStays() {
+    var view = HostView(host: host(), now: now)
+    view.handlerAlive = false
+    view.host.status = plan(view).status
+    view.handlerAlive = nil
+    #expect(plan(view).status.conditions?.condition("DPUReady")?.reason == "HandlerSilent")
+    view.handlerAlive = true
+    #expect(plan(view).status.conditions?.isTrue("DPUReady") == true)
+  }
+
   @Test("A host that is deleted while a machine holds it names the machine")
   func deletedHostIsHeld() {
     var view = HostView(host: host(claimedBy: "u"), now: now)

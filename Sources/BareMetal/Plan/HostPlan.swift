@@ -67,7 +67,9 @@ package func plan(_ view: HostView) -> HostPlan {
   }
   if let hardware = view.hardware { status.hardware = hardware }
 
-  if view.handlerAlive == false {
+  // A controller that has just begun to lead cannot say yet whether a handler is alive: what was found before stands.
+  let isSilent = view.handlerAlive == nil && conditions.condition(Kind.dpuReady)?.reason == "HandlerSilent"
+  if view.handlerAlive == false || isSilent {
     set(
       Kind.dpuReady, .false, "HandlerSilent",
       "bm-handler of \(name) has not renewed its lease; is it running on \(host.spec.dpu.node)?")
