@@ -15,6 +15,7 @@ final class PaperBMC: BMC {
     var commandError: BMCError?
     var commands: [PowerAction] = []
     var inventories = 0
+    var inventoryIsCancelled = false
   }
 
   let state = Mutex(State())
@@ -37,7 +38,11 @@ final class PaperBMC: BMC {
   }
 
   func inventory() async throws -> HardwareInventory {
-    state.withLock { $0.inventories += 1 }
+    let isCancelled = state.withLock { state in
+      state.inventories += 1
+      return state.inventoryIsCancelled
+    }
+    if isCancelled { throw CancellationError() }
     return HardwareInventory()
   }
 
@@ -157,5 +162,16 @@ struct PowerServiceTests {
     let service = service()
     _ = try await service.attend(to: "h")
     #expect(service.view("h").problem?.contains("there is no secret") == true)
+  }
+
+  @Test("A worker has time for a reading and an inventory, and one that is cut off is not begun again at once")
+  func slowInventory() async throws {
+    let bounds = BMCLimits()
+    #expect(bounds.call + max(bounds.call, bounds.inventory) + .seconds(30) <= PowerService.timeLimit)
+    bmc.state.withLock { $0.inventoryIsCancelled = true }
+    let service = service()
+    await #expect(throws: CancellationError.self) { try await service.attend(to: "h") }
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(bmc.state.withLock { $0.inventories } == 1)
   }
 }

@@ -104,7 +104,7 @@ public struct BMController: Sendable {
     manager.add(
       Controller(
         name: "power", reconciler: power, queue: powerQueue, workers: configuration.bmcWorkers,
-        timeLimit: .seconds(150), logger: logger, registry: registry))
+        timeLimit: PowerService.timeLimit, logger: logger, registry: registry))
     try await manager.run()
   }
 

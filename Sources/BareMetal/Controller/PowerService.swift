@@ -30,6 +30,10 @@ package final class PowerService: Reconcile {
     package init() {}
   }
 
+  /// The time that a worker needs at most: a reading, and a command or an inventory, with something left for the secret.
+  /// What is cancelled in the middle would start from the beginning for ever.
+  package static let timeLimit: Duration = .seconds(240)
+
   private struct Entry {
     var tracker: PowerTracker
     /// Why the BMC cannot be asked, and how often in a row it could not.
@@ -39,7 +43,8 @@ package final class PowerService: Reconcile {
     var commandProblem: String?
     var answered = false
     var hardware: BareMetalHost.Hardware?
-    var hardwareAt: Duration?
+    /// When the inventory was asked for last, with success or without.
+    var inventoryAt: Duration?
   }
 
   package typealias MakeBMC = @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
@@ -94,7 +99,7 @@ package final class PowerService: Reconcile {
         var entry = Entry(tracker: PowerTracker(limits: limits.tracker))
         // What hardware there is does not depend on who leads.
         entry.hardware = old.hardware
-        entry.hardwareAt = old.hardware == nil ? nil : old.hardwareAt
+        entry.inventoryAt = old.hardware == nil ? nil : old.inventoryAt
         return entry
       }
       return entries.keys.sorted()
@@ -192,21 +197,18 @@ package final class PowerService: Reconcile {
   }
 
   private func readInventory(_ name: String, _ bmc: any BMC) async throws {
-    let isDue = entries.withLock { entries in
-      guard let at = entries[name]?.hardwareAt else { return true }
-      return now - at > limits.inventoryEvery
+    // A failure, too, is not worth a repetition at every reading, in whichever way it ends.
+    let isDue = update(name) { entry, now in
+      if let at = entry.inventoryAt, now - at <= limits.inventoryEvery { return false }
+      entry.inventoryAt = now
+      return true
     }
     guard isDue else { return }
     do {
       let inventory = try await bmc.inventory()
-      update(name) { entry, now in
-        entry.hardware = BareMetalHost.Hardware(inventory)
-        entry.hardwareAt = now
-      }
+      update(name) { entry, _ in entry.hardware = BareMetalHost.Hardware(inventory) }
     } catch let error as BMCError {
       logger.warning("cannot read the inventory", metadata: ["host": "\(name)", "error": "\(error)"])
-      // Not worth asking at every reading.
-      update(name) { entry, now in entry.hardwareAt = now }
     }
   }
 
