@@ -198,6 +198,16 @@ struct HandlerTests {
     #expect(HandlerPlan.isGone(volume: "pvc-1", volumes: [], functions: []))
   }
 
+  @Test("What fails is tried more and more seldom, and a data plane that is away is looked for often")
+  func pace() {
+    var pace = RetryPace()
+    let failing = (0..<7).map { _ in pace.next(.failed) }
+    #expect(failing == [1, 2, 4, 8, 16, 30, 30].map { .seconds($0) })
+    #expect(pace.next(.unavailable) == RetryPace.calm)
+    #expect(pace.next(.calm) == .seconds(5))
+    #expect(pace.next(.failed) == .seconds(1), "after success it begins anew")
+  }
+
   @Test("What somebody else made in the data plane stays, and what the handler made goes")
   func foreignObjects() {
     var view = HandlerView(host: host(), volumesDirectory: "/p")
