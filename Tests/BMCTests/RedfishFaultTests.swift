@@ -37,6 +37,16 @@ import WebServer
     }
   }
 
+  @Test func aClientThatIsNotNeededEndsItsSession() async throws {
+    try await withTestBMC { address, meddler, _ in
+      try await withPool { pool in
+        _ = try await pool.client(for: address, credentials: rightCredentials).power()
+        await pool.remove(address)
+        #expect(meddler.requests.count { $0.method == "DELETE" && $0.path.contains("/Sessions/") } == 1)
+      }
+    }
+  }
+
   @Test func aWrongPasswordIsTriedOnce() async throws {
     try await withTestBMC { address, meddler, _ in
       try await withPool { pool in

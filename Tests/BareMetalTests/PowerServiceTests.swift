@@ -56,6 +56,9 @@ struct PowerServiceTests {
     let changed = Mutex<[String]>([])
     let woken = Mutex<[String]>([])
     let secretError = Mutex<KubernetesError?>(nil)
+    let password = Mutex("p")
+    let hostIsGone = Mutex(false)
+    let released = Mutex<[String]>([])
     var changes: Int { changed.withLock { $0.count } }
   }
 
@@ -66,7 +69,8 @@ struct PowerServiceTests {
     let (bmc, log) = (bmc, log)
     return PowerService(
       findHost: { name in
-        BareMetalHost(
+        guard !log.hostIsGone.withLock({ $0 }) else { return nil }
+        return BareMetalHost(
           metadata: ObjectMeta(name: name),
           spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d")))
       },
@@ -74,9 +78,10 @@ struct PowerServiceTests {
         if let error = log.secretError.withLock({ $0 }) { throw error }
         return Secret(
           metadata: ObjectMeta(name: "s"), type: nil,
-          data: ["username": Data("u".utf8), "password": Data("p".utf8)])
+          data: ["username": Data("u".utf8), "password": Data(log.password.withLock { $0 }.utf8)])
       },
-      makeBMC: { _, _, _ in bmc }, limits: limits,
+      makeBMC: { _, _, _ in bmc }, releaseBMC: { address in log.released.withLock { $0.append("\(address)") } },
+      limits: limits,
       logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }),
       wake: { host in log.woken.withLock { $0.append(host) } },
       changed: { host in log.changed.withLock { $0.append(host) } })
@@ -173,5 +178,18 @@ struct PowerServiceTests {
     await #expect(throws: CancellationError.self) { try await service.attend(to: "h") }
     for _ in 0..<3 { _ = try await service.attend(to: "h") }
     #expect(bmc.state.withLock { $0.inventories } == 1)
+  }
+
+  @Test("A BMC's client is given back when the account changes and when the host goes")
+  func release() async throws {
+    let service = service()
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(log.released.withLock { $0 } == [])
+    log.password.withLock { $0 = "another" }
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(log.released.withLock { $0 } == ["ipmi://b:623"])
+    log.hostIsGone.withLock { $0 = true }
+    for _ in 0..<2 { #expect(try await service.attend(to: "h") == nil) }
+    #expect(log.released.withLock { $0 }.count == 2)
   }
 }

@@ -33,17 +33,22 @@ public struct BMController: Sendable {
   private let registry: MetricsRegistry
   private let logger: Logger
   private let makeBMC: @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
+  private let releaseBMC: @Sendable (BMCAddress) async -> Void
 
-  /// - Parameter makeBMC: Gives the client for a BMC, for example `BMCClientPool.client`.
+  /// - Parameters:
+  ///   - makeBMC: Gives the client for a BMC, for example `BMCClientPool.client`.
+  ///   - releaseBMC: Called when that client is needed no more, for example `BMCClientPool.remove`.
   public init(
     client: KubernetesClient, configuration: Configuration, registry: MetricsRegistry, logger: Logger,
-    makeBMC: @escaping @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
+    makeBMC: @escaping @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC,
+    releaseBMC: @escaping @Sendable (BMCAddress) async -> Void = { _ in }
   ) {
     self.client = client
     self.configuration = configuration
     self.registry = registry
     self.logger = logger
     self.makeBMC = makeBMC
+    self.releaseBMC = releaseBMC
   }
 
   /// Runs until it is told to stop, or the task is cancelled.
@@ -72,7 +77,8 @@ public struct BMController: Sendable {
     let power = PowerService(
       findHost: { caches.hosts.get(name: $0) },
       readSecret: { try await client.get(Secret.self, name: $0, namespace: $1) },
-      makeBMC: makeBMC, limits: powerLimits, logger: logger, wake: { powerQueue.add(ObjectKey(name: $0)) },
+      makeBMC: makeBMC, releaseBMC: releaseBMC, limits: powerLimits, logger: logger,
+      wake: { powerQueue.add(ObjectKey(name: $0)) },
       changed: { host in
         hostQueue.add(ObjectKey(name: host))
         for key in caches.machines(on: host) { machineQueue.add(key) }

@@ -34,8 +34,17 @@ package final class PowerService: Reconcile {
   /// What is cancelled in the middle would start from the beginning for ever.
   package static let timeLimit: Duration = .seconds(240)
 
+  /// How a BMC is talked to.
+  private struct Contact: Hashable {
+    var address: BMCAddress
+    var credentials: BMCCredentials
+    var trust: BMCTrust
+  }
+
   private struct Entry {
     var tracker: PowerTracker
+    /// As it was talked to last.
+    var contact: Contact?
     /// Why the BMC cannot be asked, and how often in a row it could not.
     var problem: String?
     var failures = 0
@@ -52,6 +61,7 @@ package final class PowerService: Reconcile {
   private let findHost: @Sendable (String) -> BareMetalHost?
   private let readSecret: @Sendable (_ name: String, _ namespace: String) async throws -> Secret
   private let makeBMC: MakeBMC
+  private let releaseBMC: @Sendable (BMCAddress) async -> Void
   private let wake: @Sendable (String) -> Void
   private let limits: Limits
   private let logger: Logger
@@ -60,17 +70,20 @@ package final class PowerService: Reconcile {
   private let start = ContinuousClock.now
 
   /// - Parameters:
+  ///   - releaseBMC: Called when a BMC is not talked to any more, or with another account: sessions are few on a BMC.
   ///   - wake: Called with a host's name when it is to be looked at soon.
   ///   - changed: Called with a host's name when something about its power or inventory is new.
   package init(
     findHost: @escaping @Sendable (String) -> BareMetalHost?,
     readSecret: @escaping @Sendable (_ name: String, _ namespace: String) async throws -> Secret,
-    makeBMC: @escaping MakeBMC, limits: Limits = Limits(), logger: Logger,
+    makeBMC: @escaping MakeBMC, releaseBMC: @escaping @Sendable (BMCAddress) async -> Void = { _ in },
+    limits: Limits = Limits(), logger: Logger,
     wake: @escaping @Sendable (String) -> Void, changed: @escaping @Sendable (String) -> Void
   ) {
     self.findHost = findHost
     self.readSecret = readSecret
     self.makeBMC = makeBMC
+    self.releaseBMC = releaseBMC
     self.wake = wake
     self.limits = limits
     self.logger = logger
@@ -97,6 +110,7 @@ package final class PowerService: Reconcile {
     let hosts = entries.withLock { entries in
       entries = entries.mapValues { old in
         var entry = Entry(tracker: PowerTracker(limits: limits.tracker))
+        entry.contact = old.contact
         // What hardware there is does not depend on who leads.
         entry.hardware = old.hardware
         entry.inventoryAt = old.hardware == nil ? nil : old.inventoryAt
@@ -144,7 +158,8 @@ package final class PowerService: Reconcile {
   /// Looks at a host's power, and does what is wished. Returns when to look again, nil where there is no such host.
   package func attend(to name: String) async throws -> Duration? {
     guard let host = findHost(name) else {
-      entries.withLock { _ = $0.removeValue(forKey: name) }
+      let entry = entries.withLock { $0.removeValue(forKey: name) }
+      if let contact = entry?.contact { await releaseBMC(contact.address) }
       return nil
     }
     do {
@@ -281,7 +296,8 @@ package final class PowerService: Reconcile {
     let bmc = host.spec.bmc
     let reference = bmc.credentialsSecretRef
     let name = "\(reference.namespace)/\(reference.name)"
-    let operation = "talk to the BMC of \(host.metadata.name ?? "")"
+    let key = host.metadata.name ?? ""
+    let operation = "talk to the BMC of \(key)"
     let secret: Secret
     do {
       secret = try await readSecret(reference.name, reference.namespace)
@@ -303,10 +319,23 @@ package final class PowerService: Reconcile {
       }
       trust = .authorities(pem: pem)
     }
-    return try makeBMC(
-      try BMCAddress(bmc.address),
-      BMCCredentials(username: username.trimmingLineEnd(), password: password.trimmingLineEnd()),
-      trust)
+    let contact = Contact(
+      address: try BMCAddress(bmc.address),
+      credentials: BMCCredentials(username: username.trimmingLineEnd(), password: password.trimmingLineEnd()),
+      trust: trust)
+    let before = entries.withLock { entries in
+      var entry = entries[key] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
+      defer { entries[key] = entry }
+      return swap(&entry.contact, contact)
+    }
+    if let before, before != contact { await releaseBMC(before.address) }
+    return try makeBMC(contact.address, contact.credentials, contact.trust)
+  }
+
+  /// Puts a new value in the place of an old one, which is returned.
+  private func swap<T>(_ place: inout T?, _ new: T) -> T? {
+    defer { place = new }
+    return place
   }
 }
 
