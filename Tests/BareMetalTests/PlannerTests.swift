@@ -197,6 +197,25 @@ struct PlannerTests {
     }
   }
 
+  @Test("A machine at whose address something else answers is not running, and says so")
+  func addressConflict() {
+    let started = machine {
+      var status = BareMetalMachine.Status()
+      status.host = "h"
+      status.bootedAt = now
+      $0.status = status
+    }
+    var view = prepared(started, power: .on)
+    view.hosts[0].status?.dpu?.interfaces = [.init(name: "eth0", mac: "m", address: "192.0.2.7", leasedAt: now)]
+    view.hosts[0].status?.dpu?.conditions = [
+      Condition(type: "Addresses", status: .false, reason: "Conflict", message: "something else answers")
+    ]
+    let condition = plan(view).status.conditions?.condition("Reachable")
+    #expect(condition?.reason == "AddressConflict")
+    #expect(condition?.message == "something else answers")
+    #expect(plan(view).status.phase == .starting)
+  }
+
   @Test("Stopping waits until off was read several times in a row, and keeps host and disks")
   func stop() {
     let running = machine {

@@ -300,6 +300,37 @@ struct HandlerTests {
     }
   }
 
+  @Test("Who is behind an address is read from the kernel's table, and nonsense is left out")
+  func neighbours() {
+    let text = """
+      IP address       HW type     Flags       HW address            Mask     Device
+      192.0.2.7        0x1         0x2         02:00:00:00:00:0A     *        yc0
+      192.0.2.8        0x1         0x0         00:00:00:00:00:00     *        yc0
+      192.0.2.9        0x1         0x2         02:00:00:00:00:0b     *        yc1
+      192.0.2.10       0x1         0x6         02:00:00:00:00:0c     *        yc0
+      192.0.2.11       0x1         0x2
+      """
+    let table = NeighbourTable.parse(text.utf8, device: "yc0")
+    #expect(table == ["192.0.2.7": "02:00:00:00:00:0a", "192.0.2.10": "02:00:00:00:00:0c"])
+    var random = SeededRandom(seed: 11)
+    for _ in 0..<2000 {
+      let bytes = (0..<Int.random(in: 0...200, using: &random)).map { _ in UInt8.random(in: 0...255, using: &random) }
+      for mac in NeighbourTable.parse(bytes, device: "yc0").values { #expect(GuestInterface.isMAC(mac)) }
+    }
+  }
+
+  @Test("An answer is the guest's by its MAC address or a lease of this boot, not by the address that it shall get")
+  func answers() {
+    let mac = "02:00:00:00:00:01"
+    var interface = BareMetalHost.Interface(name: "eth0", mac: mac, address: "192.0.2.7")
+    #expect(AnswerVerdict(for: interface, neighbour: nil) == .unproven)
+    #expect(AnswerVerdict(for: interface, neighbour: mac) == .guest, "it gave itself the address")
+    #expect(AnswerVerdict(for: interface, neighbour: "02:00:00:00:00:02") == .other(mac: "02:00:00:00:00:02"))
+    interface.leasedAt = .now()
+    #expect(AnswerVerdict(for: interface, neighbour: nil) == .guest)
+    #expect(AnswerVerdict(for: interface, neighbour: "02:00:00:00:00:02") == .other(mac: "02:00:00:00:00:02"))
+  }
+
   @Test("Merge patches say what changed and nothing else")
   func mergePatch() throws {
     let old: JSONValue = ["a": 1, "b": ["c": 2, "d": 3], "e": [1, 2]]

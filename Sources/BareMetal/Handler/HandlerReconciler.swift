@@ -201,6 +201,13 @@ package struct HandlerReconciler: Reconcile {
     conditions.set(
       "Functions", Condition.Status(broken.isEmpty), reason: broken.isEmpty ? "InPlace" : "Failed",
       message: broken.isEmpty ? "the server sees what it should" : broken.joined(separator: "; "))
+    let conflicts = guest.conflicts
+    if conflicts.isEmpty {
+      conditions.remove(HandlerPlan.addressesCondition)
+    } else {
+      conditions.set(
+        HandlerPlan.addressesCondition, .false, reason: "Conflict", message: conflicts.joined(separator: "; "))
+    }
     return conditions
   }
 }

@@ -65,6 +65,9 @@ package enum HandlerStep: Sendable, Hashable {
 }
 
 package enum HandlerPlan {
+  /// The DPU's condition that is false while something else answers at an address of the guest.
+  package static let addressesCondition = "Addresses"
+
   /// Whether a name can be a volume's: it becomes part of a path.
   package static func isPlainVolume(_ name: String) -> Bool {
     !name.isEmpty && name.utf8.count <= 200 && !name.hasPrefix(".") && !name.hasPrefix("-")

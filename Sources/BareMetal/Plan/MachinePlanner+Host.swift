@@ -286,8 +286,14 @@ extension MachinePlanner {
       }
       status.timeline = timeline
     }
+    let conflict = seen.isEmpty ? nil : host.status?.dpu?.conditions?.condition(HandlerPlan.addressesCondition)
+    let intruder = conflict?.status == .false ? conflict?.message : nil
     if let answering = seen.first(where: { $0.reachable == true }) {
-      set(Kind.reachable, true, "Answers", "the guest answers ping at \(answering.address ?? "its address")")
+      set(
+        Kind.reachable, true, "Answers",
+        "the guest answers ping at \(answering.address ?? "its address")" + (intruder.map { "; but \($0)" } ?? ""))
+    } else if let intruder {
+      set(Kind.reachable, false, "AddressConflict", intruder)
     } else if reachable != nil {
       set(Kind.reachable, false, "Silent", "the guest does not answer ping any more; see its console")
     } else if let address = seen.compactMap(\.address).first {
