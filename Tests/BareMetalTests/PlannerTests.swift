@@ -197,6 +197,30 @@ struct PlannerTests {
     }
   }
 
+  @Test("Machines that ask for the same MAC or IPv4 address name each other, and may run")
+  func rivals() {
+    func asking(_ name: String) -> BareMetalMachine {
+      machine {
+        $0.metadata.name = name
+        $0.metadata.uid = "uid-\(name)"
+        $0.spec.interfaces = [.init(name: "eth0", macAddress: "02:00:00:00:00:AA", address: "192.0.2.9")]
+      }
+    }
+    var snapshot = Snapshot()
+    for name in ["a", "b"] { snapshot.machines[ObjectKey(namespace: "n", name: name)] = asking(name) }
+    func conditions() -> [Condition] {
+      let view = MachineView(
+        of: asking("a"), in: snapshot, power: { _ in PowerView() }, userData: .text(""), shutdownGrace: .zero, now: now)
+      return plan(view).status.conditions ?? []
+    }
+    let condition = conditions().condition("AddressesUnique")
+    #expect(condition?.status == .false)
+    for word in ["n/b", "02:00:00:00:00:aa", "192.0.2.9"] { #expect(condition?.message.contains(word) == true) }
+    #expect(conditions().isTrue("Valid"))
+    snapshot.machines[ObjectKey(namespace: "n", name: "b")] = nil
+    #expect(conditions().condition("AddressesUnique") == nil)
+  }
+
   @Test("A machine at whose address something else answers is not running, and says so")
   func addressConflict() {
     let started = machine {

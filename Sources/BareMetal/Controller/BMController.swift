@@ -135,6 +135,17 @@ public struct BMController: Sendable {
         if let host = machine.status?.host { hosts.add(ObjectKey(name: host)) }
       }
     }
+    // Who asks for the same addresses is told, also when it is over.
+    caches.machines.onChange { change in
+      let specs: [BareMetalMachine.Spec]
+      switch change {
+      case .added(let machine), .deleted(let machine): specs = [machine.spec]
+      case .updated(let old, let new): specs = old.spec.interfaces == new.spec.interfaces ? [] : [old.spec, new.spec]
+      }
+      for address in Set(specs.flatMap(\.askedAddresses)) {
+        for rival in caches.machines(asking: address) { machines.add(rival.key) }
+      }
+    }
     caches.claims.feed(machines) { claim in
       caches.machines.byIndex(ControllerCaches.Index.claim, claim.key.description).map(\.key)
     }

@@ -68,6 +68,8 @@ package struct MachineView: Sendable {
   /// Boot data by host, for the hosts that the machine holds.
   package var bootData: [String: Secret]
   package var userData: UserData
+  /// Other machines that ask for the same MAC or IPv4 address, by address.
+  package var rivals: [String: [ObjectKey]]
   package var now: MicroTimestamp
   /// How long an operating system gets to shut down.
   package var shutdownGrace: Duration
@@ -83,6 +85,7 @@ package struct MachineView: Sendable {
     power = [:]
     bootData = [:]
     userData = .text("")
+    rivals = [:]
     shutdownGrace = .seconds(30)
   }
 }
