@@ -160,6 +160,18 @@ struct PlannerTests {
     #expect(BareMetal.plan(foreign).steps == [.power(host: "h", .off(grace: .zero))])
   }
 
+  @Test("A machine that is deleted while its server is about to go on takes that back first")
+  func deletedBeforeOn() {
+    var view = prepared(machine { $0.metadata.deletionTimestamp = .now() }, power: .off)
+    view.attachments = []
+    view.power["h"]?.wantsOn = true
+    #expect(plan(view).steps.filter { $0.isPower(of: "h") } == [.power(host: "h", .off(grace: .zero))])
+    view.bootData = [:]
+    view.claims = [:]
+    view.hosts[0].status?.dpu?.boot = nil
+    #expect(plan(view).steps == [.power(host: "h", .off(grace: .zero))])
+  }
+
   @Test("A server that nobody holds is not turned on by a wish of before")
   func unclaimedOn() {
     var view = HostView(host: host(), now: now)

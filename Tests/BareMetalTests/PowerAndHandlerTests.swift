@@ -203,9 +203,12 @@ struct HandlerTests {
     var pace = RetryPace()
     let failing = (0..<7).map { _ in pace.next(.failed) }
     #expect(failing == [1, 2, 4, 8, 16, 30, 30].map { .seconds($0) })
-    #expect(pace.next(.unavailable) == RetryPace.calm)
-    #expect(pace.next(.calm) == .seconds(5))
-    #expect(pace.next(.failed) == .seconds(1), "after success it begins anew")
+    let unavailable = pace.next(.unavailable)
+    #expect(unavailable == RetryPace.calm)
+    let calm = pace.next(.calm)
+    #expect(calm == .seconds(5))
+    let again = pace.next(.failed)
+    #expect(again == .seconds(1), "after success it begins anew")
   }
 
   @Test("What somebody else made in the data plane stays, and what the handler made goes")
