@@ -233,6 +233,23 @@ struct PlannerTests {
     #expect(conditions().condition("AddressesUnique") == nil)
   }
 
+  @Test("An address that a guest shall get is not one that it has")
+  func wantedAddress() {
+    let started = machine {
+      var status = BareMetalMachine.Status()
+      status.host = "h"
+      status.bootedAt = now
+      $0.status = status
+    }
+    var view = prepared(started, power: .on)
+    for (leasedAt, words) in [(nil, "take an address by DHCP"), (now, "has the address 192.0.2.7")] {
+      view.hosts[0].status?.dpu?.interfaces = [
+        .init(name: "eth0", mac: "m", address: "192.0.2.7", leasedAt: leasedAt)
+      ]
+      #expect(plan(view).status.conditions?.condition("Reachable")?.message.contains(words) == true)
+    }
+  }
+
   @Test("A machine at whose address something else answers is not running, and says so")
   func addressConflict() {
     let started = machine {

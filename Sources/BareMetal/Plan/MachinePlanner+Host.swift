@@ -296,7 +296,7 @@ extension MachinePlanner {
       set(Kind.reachable, false, "AddressConflict", intruder)
     } else if reachable != nil {
       set(Kind.reachable, false, "Silent", "the guest does not answer ping any more; see its console")
-    } else if let address = seen.compactMap(\.address).first {
+    } else if let address = seen.first(where: { $0.leasedAt != nil })?.address {
       set(Kind.reachable, false, "Waiting", "the guest has the address \(address), but does not answer ping yet")
     } else {
       set(
