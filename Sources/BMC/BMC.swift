@@ -9,7 +9,8 @@ public protocol BMC: Sendable {
   /// something depends on it.
   func power() async throws -> PowerState
 
-  /// Asks for a change of power. Returns when the BMC accepted it.
+  /// Asks for a change of power. Returns when the BMC accepted it; a BMC that finds it needless may refuse it, see
+  /// `BMCError.isStateRefusal`.
   func setPower(_ action: PowerAction) async throws
 
   /// What the BMC knows of the hardware; what it does not tell is nil or empty.

@@ -35,7 +35,8 @@ public final class BMCClientPool: Sendable {
     http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
   }
 
-  /// The client for a BMC. The same arguments give the same client; changed credentials or trust give a new one.
+  /// The client for a BMC. The same arguments give the same client; changed credentials or trust give a new one, before
+  /// which `remove` should end the session of the old one.
   ///
   /// Throws `BMCError` where the trust is unusable or the pool is shut down; nothing is sent yet.
   public func client(

@@ -37,15 +37,20 @@ public struct BMCError: Error, Sendable, CustomStringConvertible {
   public let message: String
   /// When to come back, where the BMC or the client's own caution tells.
   public let retryAfter: Duration?
+  /// Whether the answer proves that the BMC took a command and found that it does not apply to the state that the
+  /// server is in: off for a server that is off. A refusal for any other reason, a failure or silence proves nothing.
+  public let isStateRefusal: Bool
   public let cause: (any Error)?
 
   public init(
-    _ code: Code, operation: String, message: String, retryAfter: Duration? = nil, cause: (any Error)? = nil
+    _ code: Code, operation: String, message: String, retryAfter: Duration? = nil, isStateRefusal: Bool = false,
+    cause: (any Error)? = nil
   ) {
     self.code = code
     self.operation = operation
     self.message = message
     self.retryAfter = retryAfter
+    self.isStateRefusal = isStateRefusal
     self.cause = cause
   }
 

@@ -6,8 +6,8 @@ public struct BMCLimits: Sendable, Hashable {
   public var request: Duration = .seconds(30)
   /// Time for one call of `BMC`, which may take several requests.
   public var call: Duration = .seconds(60)
-  /// Time for reading an inventory, which takes many requests.
-  public var inventory: Duration = .seconds(300)
+  /// Time for reading an inventory, which takes many requests. Nothing else is asked of the BMC in that time.
+  public var inventory: Duration = .seconds(120)
   /// Bytes in one answer.
   public var answerBytes = 4 << 20
   /// Calls waiting for one BMC; one runs at a time, because BMCs are small.

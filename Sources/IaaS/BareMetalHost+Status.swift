@@ -22,6 +22,10 @@ extension BareMetalHost {
     public static let ready = "Ready"
     public static let bmcReachable = "BMCReachable"
     public static let dpuReady = "DPUReady"
+    /// While something of a machine that is no more is on the host: what its removal waits for.
+    public static let released = "Released"
+    /// While a host is deleted: what it waits for.
+    public static let deleted = "Deleted"
   }
 
   public struct Status: Codable, Sendable, Hashable {

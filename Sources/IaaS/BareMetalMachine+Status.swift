@@ -21,6 +21,8 @@ extension BareMetalMachine {
     /// The server is on, as read back.
     public static let powered = "Powered"
     public static let reachable = "Reachable"
+    /// While another machine asks for the same MAC or IPv4 address: which.
+    public static let addressesUnique = "AddressesUnique"
     /// The machine is what its spec asks for.
     public static let ready = "Ready"
     /// While a machine is deleted: what it waits for.

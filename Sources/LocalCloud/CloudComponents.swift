@@ -226,7 +226,8 @@ struct CloudComponents: Sendable {
       [
         "bm-handler", "--host", host, "--spdk-socket", files.spdkSocket, "--bus-dir", files.bus, "--pool", pool.path,
         "--state-dir", files.handlerState, "--bridge", settings.name, "--dhcp-hosts-dir", directory.dhcpHosts,
-        "--dhcp-lease-file", directory.dhcpLeases, "--kubeconfig", directory.roleKubeconfig(name),
+        "--dhcp-lease-file", directory.dhcpLeases, "--dhcp-pid-file", directory.dhcpPidFile, "--kubeconfig",
+        directory.roleKubeconfig(name),
         "--metrics-address", "127.0.0.1:\(metrics)", "--log-level", logLevel,
       ], after: [Self.objects, Self.dataPlane(host)], readiness: .http(port: metrics, path: "/readyz"))
   }

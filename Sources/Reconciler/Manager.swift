@@ -50,6 +50,7 @@ public final class Manager: Sendable {
     var controllers:
       [(name: String, queue: WorkQueue, body: @Sendable (@escaping @Sendable () -> Bool) async throws -> Void)] = []
     var caches: [(isSynced: @Sendable () -> Bool, wait: Body)] = []
+    var beforeLeading: [@Sendable () -> Void] = []
   }
 
   public let client: KubernetesClient
@@ -99,6 +100,13 @@ public final class Manager: Sendable {
       case .leader: parts.leading.append((name, body))
       }
     }
+  }
+
+  /// Calls `body` each time this process begins to lead, before its controllers start; once where nobody is elected.
+  ///
+  /// It is for what a process remembers of its own deeds: while it did not lead, somebody else may have done others.
+  public func beforeLeading(_ body: @escaping @Sendable () -> Void) {
+    parts.withLock { $0.beforeLeading.append(body) }
   }
 
   /// Whether all caches are filled and the process is not about to end.
@@ -199,6 +207,7 @@ public final class Manager: Sendable {
   private func work(_ parts: Parts, isAllowed: @escaping @Sendable () -> Bool) async throws {
     for cache in parts.caches { try await cache.wait() }
     logger.debug("caches are filled; starting controllers")
+    for prepare in parts.beforeLeading { prepare() }
     isWorking.withLock { $0 = true }
     defer { isWorking.withLock { $0 = false } }
     try await withThrowingTaskGroup(of: UnexpectedEnd?.self) { group in

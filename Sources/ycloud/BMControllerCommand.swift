@@ -57,7 +57,7 @@ struct BMControllerCommand: AsyncParsableCommand {
     let pool = BMCClientPool(logger: logger)
     let controller = BMController(
       client: client, configuration: configuration, registry: registry, logger: logger,
-      makeBMC: { try pool.client(for: $0, credentials: $1, trust: $2) })
+      makeBMC: { try pool.client(for: $0, credentials: $1, trust: $2) }, releaseBMC: { await pool.remove($0) })
     do {
       try await controller.run()
     } catch {

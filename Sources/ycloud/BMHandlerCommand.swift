@@ -22,6 +22,9 @@ struct BMHandlerCommand: AsyncParsableCommand {
   @Option(help: "The bridge that interfaces are put into.") var bridge: String
   @Option(help: "The directory of dnsmasq's reservations (dhcp-hostsdir).") var dhcpHostsDir: String
   @Option(help: "dnsmasq's lease file.") var dhcpLeaseFile: String
+  @Option(
+    help: "dnsmasq's pid file, to tell it about reservations that change; without it they count from its next start.")
+  var dhcpPidFile: String?
   @Option(help: "The kubeconfig; without it $KUBECONFIG, ~/.kube/config or the pod's service account.")
   var kubeconfig: String?
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
@@ -37,6 +40,7 @@ struct BMHandlerCommand: AsyncParsableCommand {
     var configuration = BMHandler.Configuration(
       host: host, busDirectory: busDir, pool: pool, stateDirectory: stateDir, bridge: bridge,
       dhcpHostsDirectory: dhcpHostsDir, dhcpLeaseFile: dhcpLeaseFile)
+    configuration.dhcpPidFile = dhcpPidFile
     configuration.metricsAddress = metricsAddress
     let handler = BMHandler(
       client: client, dpu: SPDKClient(socket: spdkSocket), configuration: configuration, registry: registry,

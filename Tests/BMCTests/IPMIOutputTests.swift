@@ -39,6 +39,13 @@ import TestSupport
     #expect(IPMIOutput.reason(errors).contains("Device not present"))
   }
 
+  @Test func aRefusalBecauseOfTheStateIsTold() {
+    let prefix = "Set Chassis Power Control to Down/Off failed: "
+    #expect(IPMIOutput.isStateRefusal(prefix + "Command not supported in present state\n"))
+    #expect(!IPMIOutput.isStateRefusal(prefix + "Node busy\n"))
+    #expect(!IPMIOutput.isStateRefusal(prefix + "Insufficient privilege level\n"))
+  }
+
   @Test func readsInventory() {
     var inventory = HardwareInventory()
     IPMIOutput.addController("Firmware Revision         : 9.08\nManufacturer Name         : ACME\n", to: &inventory)

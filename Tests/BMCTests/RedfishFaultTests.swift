@@ -10,6 +10,43 @@ import WebServer
 
 /// What BMCs do wrong, as users report it.
 @Suite struct RedfishFaultTests {
+  /// That it is off already proves that the BMC took the command to go off; a bare refusal, or one because something else
+  /// is under way, does not.
+  @Test(arguments: [
+    (409, "Base.1.18.InvalidOperationForSystemState", "", true), (400, "", "Server is already powered OFF.", true),
+    (400, "Base.1.18.ActionParameterNotSupported", "ResetType is not known.", false), (400, "", "", false),
+    (409, "Base.1.18.OperationFailed", "too many changes of power wait already", false),
+    (404, "Base.1.18.InvalidOperationForSystemState", "", false),
+  ])
+  func aRefusalBecauseOfTheStateIsTold(_ status: Int, _ id: String, _ text: String, _ isStateRefusal: Bool) async throws
+  {
+    try await withTestBMC { address, meddler, _ in
+      meddler.meddle { request, next in
+        guard request.method == "POST", request.path.hasSuffix("ComputerSystem.Reset") else {
+          return await next(request)
+        }
+        let message: JSONValue = ["MessageId": .string(id), "Message": .string(text)]
+        return RedfishReply(status: status, body: ["error": ["@Message.ExtendedInfo": [message]]])
+      }
+      try await withPool { pool in
+        let bmc = try pool.client(for: address, credentials: rightCredentials)
+        let error = await #expect(throws: BMCError.self) { try await bmc.setPower(.forceOff) }
+        #expect(error?.code == .rejected)
+        #expect(error?.isStateRefusal == isStateRefusal)
+      }
+    }
+  }
+
+  @Test func aClientThatIsNotNeededEndsItsSession() async throws {
+    try await withTestBMC { address, meddler, _ in
+      try await withPool { pool in
+        _ = try await pool.client(for: address, credentials: rightCredentials).power()
+        await pool.remove(address)
+        #expect(meddler.requests.count { $0.method == "DELETE" && $0.path.contains("/Sessions/") } == 1)
+      }
+    }
+  }
+
   @Test func aWrongPasswordIsTriedOnce() async throws {
     try await withTestBMC { address, meddler, _ in
       try await withPool { pool in

@@ -2,6 +2,7 @@ import BareMetal
 import IaaS
 import Kubernetes
 import Testing
+import Yams
 
 /// What is decided for a machine in which situation.
 @Suite("Machine plans")
@@ -24,7 +25,8 @@ struct PlannerTests {
     status.phase = .available
     status.claim = uid.map { .init(namespace: "n", name: "m", uid: $0) }
     status.conditions = [
-      Condition(type: BareMetalHost.ConditionType.bmcReachable, status: .true, reason: "Answers", message: "")
+      Condition(type: BareMetalHost.ConditionType.bmcReachable, status: .true, reason: "Answers", message: ""),
+      Condition(type: BareMetalHost.ConditionType.dpuReady, status: .true, reason: "Ready", message: ""),
     ]
     var dpu = BareMetalHost.DPUStatus()
     dpu.ready = true
@@ -123,6 +125,63 @@ struct PlannerTests {
     #expect(on.status.timeline?.ownSeconds == 0)
   }
 
+  @Test("A machine that is stopped before its server went on takes the wish back, and tells the BMC the contrary")
+  func stoppedBeforeOn() {
+    var view = prepared(machine { $0.spec.running = false }, power: .off)
+    #expect(plan(view).steps == [], "off, and nobody wants it on")
+    view.power["h"]?.wantsOn = true
+    #expect(plan(view).steps == [.power(host: "h", .off(grace: .zero))])
+  }
+
+  @Test("A wish to go on is taken back when the spec turns invalid or something is missing again")
+  func withdrawnOn() {
+    let invalid = machine { $0.spec.disks.append($0.spec.disks[0]) }
+    var view = prepared(invalid, power: .off)
+    #expect(plan(view).steps == [])
+    view.power["h"]?.wantsOn = true
+    #expect(plan(view).steps == [.power(host: "h", .observe)])
+    #expect(plan(view).status.conditions?.condition("Powered")?.reason == "Invalid")
+    var missing = prepared(machine(), power: .off)
+    missing.power["h"]?.wantsOn = true
+    #expect(plan(missing).steps == [.power(host: "h", .on)], "it is wanted as before")
+    missing.attachments[0].status?.attached = false
+    #expect(plan(missing).steps == [.power(host: "h", .observe)])
+  }
+
+  @Test("A server that went on before the spec turned invalid is said to be on")
+  func onThoughInvalid() {
+    let invalid = machine { $0.spec.disks.append($0.spec.disks[0]) }
+    let plan = plan(prepared(invalid, power: .on))
+    #expect(plan.status.bootedAt == now)
+    #expect(plan.status.conditions?.isTrue("Powered") == true)
+    #expect(plan.status.conditions?.isTrue("Valid") == false)
+    var foreign = prepared(invalid, power: .on)
+    foreign.attachments = []
+    #expect(BareMetal.plan(foreign).steps == [.power(host: "h", .off(grace: .zero))])
+  }
+
+  @Test("A machine that is deleted while its server is about to go on takes that back first")
+  func deletedBeforeOn() {
+    var view = prepared(machine { $0.metadata.deletionTimestamp = .now() }, power: .off)
+    view.attachments = []
+    view.power["h"]?.wantsOn = true
+    #expect(plan(view).steps.filter { $0.isPower(of: "h") } == [.power(host: "h", .off(grace: .zero))])
+    view.bootData = [:]
+    view.claims = [:]
+    view.hosts[0].status?.dpu?.boot = nil
+    #expect(plan(view).steps == [.power(host: "h", .off(grace: .zero))])
+  }
+
+  @Test("A server that nobody holds is not turned on by a wish of before")
+  func unclaimedOn() {
+    var view = HostView(host: host(), now: now)
+    view.power = PowerView(power: .off, wantsOn: true)
+    #expect(plan(view).steps == [.power(host: "h", .observe)])
+    view.host = host(claimedBy: "u")
+    view.claimantExists = true
+    #expect(plan(view).steps == [])
+  }
+
   @Test("A server that was on before its disks were attached is turned off first")
   func foreignPower() {
     var view = prepared(machine(), power: .on)
@@ -148,6 +207,66 @@ struct PlannerTests {
       ]
       #expect(plan(view).status.phase == phase)
     }
+  }
+
+  @Test("Machines that ask for the same MAC or IPv4 address name each other, and may run")
+  func rivals() {
+    func asking(_ name: String) -> BareMetalMachine {
+      machine {
+        $0.metadata.name = name
+        $0.metadata.uid = "uid-\(name)"
+        $0.spec.interfaces = [.init(name: "eth0", macAddress: "02:00:00:00:00:AA", address: "192.0.2.9")]
+      }
+    }
+    var snapshot = Snapshot()
+    for name in ["a", "b"] { snapshot.machines[ObjectKey(namespace: "n", name: name)] = asking(name) }
+    func conditions() -> [Condition] {
+      let view = MachineView(
+        of: asking("a"), in: snapshot, power: { _ in PowerView() }, userData: .text(""), shutdownGrace: .zero, now: now)
+      return plan(view).status.conditions ?? []
+    }
+    let condition = conditions().condition("AddressesUnique")
+    #expect(condition?.status == .false)
+    for word in ["n/b", "02:00:00:00:00:aa", "192.0.2.9"] { #expect(condition?.message.contains(word) == true) }
+    #expect(conditions().isTrue("Valid"))
+    snapshot.machines[ObjectKey(namespace: "n", name: "b")] = nil
+    #expect(conditions().condition("AddressesUnique") == nil)
+  }
+
+  @Test("An address that a guest shall get is not one that it has")
+  func wantedAddress() {
+    let started = machine {
+      var status = BareMetalMachine.Status()
+      status.host = "h"
+      status.bootedAt = now
+      $0.status = status
+    }
+    var view = prepared(started, power: .on)
+    for (leasedAt, words) in [(nil, "take an address by DHCP"), (now, "has the address 192.0.2.7")] {
+      view.hosts[0].status?.dpu?.interfaces = [
+        .init(name: "eth0", mac: "m", address: "192.0.2.7", leasedAt: leasedAt)
+      ]
+      #expect(plan(view).status.conditions?.condition("Reachable")?.message.contains(words) == true)
+    }
+  }
+
+  @Test("A machine at whose address something else answers is not running, and says so")
+  func addressConflict() {
+    let started = machine {
+      var status = BareMetalMachine.Status()
+      status.host = "h"
+      status.bootedAt = now
+      $0.status = status
+    }
+    var view = prepared(started, power: .on)
+    view.hosts[0].status?.dpu?.interfaces = [.init(name: "eth0", mac: "m", address: "192.0.2.7", leasedAt: now)]
+    view.hosts[0].status?.dpu?.conditions = [
+      Condition(type: "Addresses", status: .false, reason: "Conflict", message: "something else answers")
+    ]
+    let condition = plan(view).status.conditions?.condition("Reachable")
+    #expect(condition?.reason == "AddressConflict")
+    #expect(condition?.message == "something else answers")
+    #expect(plan(view).status.phase == .starting)
   }
 
   @Test("Stopping waits until off was read several times in a row, and keeps host and disks")
@@ -234,6 +353,76 @@ struct PlannerTests {
     #expect(deletion.steps == [.deleteAttachment("ycloud-pvc-c", uid: "a", unlessHeld: "h")])
   }
 
+  @Test("A handler is silent when its lease was not seen to change, whatever the time on it")
+  func handlerLeases() {
+    func lease(_ host: String, renewed: Int64) -> Lease {
+      var metadata = ObjectMeta(name: "bm-handler-\(host)")
+      metadata.labels = [Names.hostLabel: host]
+      return Lease(
+        metadata: metadata, spec: .init(holderIdentity: host, renewTime: MicroTimestamp(microseconds: renewed)))
+    }
+    var leases = HandlerLeases()
+    // The clock of one DPU is a year behind, that of the other a year ahead, and the latter's handler is dead.
+    let year: Int64 = 31_536_000_000_000
+    let dead = lease("dead", renewed: now.microseconds + year)
+    var result: [String: Bool] = [:]
+    for look in 0..<6 {
+      let living = lease("alive", renewed: now.microseconds - year + Int64(look))
+      result = leases.observe([living, dead], at: .seconds(20 * look))
+      if look == 0 { #expect(result == [:], "nothing can be said yet") }
+      if look == 1 { #expect(result == ["alive": true]) }
+    }
+    #expect(result == ["alive": true, "dead": false])
+    let living = lease("alive", renewed: now.microseconds - year + 5)
+    // For five minutes the API server was away: for the handlers as well.
+    result = leases.observe([living, dead], at: .seconds(400))
+    #expect(result == ["alive": true, "dead": false])
+    result = leases.observe([living], at: .seconds(430))
+    #expect(result == ["alive": true])
+    result = leases.observe([living], at: .seconds(470))
+    #expect(result == ["alive": false])
+  }
+
+  @Test("A handler that was found silent stays so until a new leader has seen a sign of life")
+  func silentStays() {
+    var view = HostView(host: host(), now: now)
+    view.handlerAlive = false
+    view.host.status = plan(view).status
+    view.handlerAlive = nil
+    #expect(plan(view).status.conditions?.condition("DPUReady")?.reason == "HandlerSilent")
+    view.handlerAlive = true
+    #expect(plan(view).status.conditions?.isTrue("DPUReady") == true)
+  }
+
+  @Test("A host that is deleted while a machine holds it names the machine")
+  func deletedHostIsHeld() {
+    var view = HostView(host: host(claimedBy: "u"), now: now)
+    view.claimantExists = true
+    #expect(plan(view).status.conditions?.condition("Deleted") == nil)
+    view.host.metadata.deletionTimestamp = .now()
+    let waiting = plan(view)
+    #expect(!waiting.removeFinalizer)
+    #expect(waiting.status.conditions?.condition("Deleted")?.message.contains("n/m") == true)
+    #expect(hostEvents(from: view.host.status, to: waiting.status).contains { $0.message.contains("n/m") })
+    view.host.status?.claim = nil
+    #expect(plan(view).removeFinalizer)
+  }
+
+  @Test("A host whose machine was removed by force says what giving it back waits for")
+  func forcedDeletionIsTold() {
+    var view = HostView(host: host(claimedBy: "u"), now: now)
+    view.claimantExists = false
+    view.attachments = [attachment()]
+    view.power = PowerView(power: .unknown, problem: "cannot read power of ipmi://b: nothing answers")
+    let waiting = plan(view).status
+    let message = waiting.conditions?.condition("Released")?.message ?? ""
+    for word in ["n/m is no more", "nothing answers", "stay attached"] { #expect(message.contains(word), "\(message)") }
+    view.host.status = waiting
+    view.host.status?.claim = nil
+    view.attachments = []
+    #expect(plan(view).status.conditions?.condition("Released") == nil)
+  }
+
   @Test("A volume that is attached for another machine is refused by name")
   func volumeInUse() {
     let other = machine { $0.spec.disks = [.init(name: "data", existingClaim: .init(claimName: "m-root"))] }
@@ -295,6 +484,23 @@ struct PlannerTests {
     #expect(problem?.contains("hunter2") == false)
   }
 
+  @Test(
+    "Names that YAML would take for something else reach cloud-init as texts", arguments: ["007", "null", "on", "1e3"])
+  func yamlNames(_ name: String) throws {
+    let metaData = try #require(try Yams.compose(yaml: CloudInit.metaData(machineUID: name, name: name)))
+    for key in ["instance-id", "local-hostname"] {
+      let scalar = try #require(metaData[key]?.scalar)
+      #expect(scalar.string == name && scalar.style == .doubleQuoted)
+    }
+    let text = CloudInit.networkConfig(interfaces: [GuestInterface(name: name, mac: "02:00:00:00:00:01")])
+    let config = try #require(try Yams.compose(yaml: text))
+    let (key, interface) = try #require(config["ethernets"]?.mapping?.first)
+    #expect(key.scalar?.string == name && key.scalar?.style == .doubleQuoted)
+    #expect(interface["set-name"]?.scalar?.style == .doubleQuoted)
+    #expect(interface["match"]?["macaddress"]?.string == "02:00:00:00:00:01")
+    #expect(CloudInit.problem(networkData: text) == nil)
+  }
+
   @Test("The scheduler honours claims, maintenance, taints, labels and readiness, and says why it waits")
   func scheduling() {
     let wanting = machine()
@@ -318,6 +524,22 @@ struct PlannerTests {
     var labelled = host("r")
     labelled.metadata.labels = ["rack": "a"]
     #expect(Scheduler.decide(picky, hosts: [host(), labelled]) == .place(host: "r"))
+  }
+
+  @Test("A host whose handler has fallen silent takes no machine, whatever the handler wrote last")
+  func silentHandler() {
+    var silent = host()
+    silent.status?.phase = .error
+    silent.status?.conditions?.set(
+      BareMetalHost.ConditionType.dpuReady, .false, reason: "HandlerSilent", message: "no sign of life")
+    guard case .wait(_, let message) = Scheduler.decide(machine(), hosts: [silent]) else {
+      Issue.record("a machine was placed")
+      return
+    }
+    #expect(message.contains("h has a DPU that is not ready"), "\(message)")
+    var broken = host()
+    broken.status?.phase = .error
+    #expect(Scheduler.objection(to: broken, for: machine()) != nil)
   }
 
   @Test("Machines spread over free hosts")

@@ -48,7 +48,7 @@ struct PowerTests {
     var tracker = PowerTracker()
     _ = tracker.want(.off(grace: .seconds(10)))
     _ = tracker.observe(.on, at: .zero)
-    tracker.failed(.gracefulShutdown)
+    tracker.failed(.gracefulShutdown, at: .zero)
     let move9 = tracker.observe(.on, at: .seconds(1))
     #expect(move9 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
   }
@@ -62,6 +62,61 @@ struct PowerTests {
     _ = tracker.want(.off(grace: .zero))
     let move11 = tracker.observe(.off, at: .seconds(2))
     #expect(move11 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
+  }
+
+  @Test("A command that fails is repeated more and more seldom, while readings go on")
+  func refusedCommand() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.on)
+    var commands: [Int] = []
+    for second in 1...600 {
+      let time = Duration.seconds(second)
+      guard case .command(let action, _) = tracker.observe(.off, at: time) else { continue }
+      commands.append(second)
+      tracker.failed(action, at: time)
+    }
+    #expect(commands.prefix(5) == [1, 2, 4, 8, 16])
+    #expect(commands.count < 18)
+    tracker.accepted()
+    _ = tracker.want(.off(grace: .zero))
+    let move = tracker.observe(.on, at: .seconds(601))
+    #expect(move == .command(.forceOff, thenReadAfter: .milliseconds(100)), "another wish is tried at once")
+  }
+
+  @Test("Failures to give the command to go off are no fence, however many", arguments: [PowerState.off, .unknown])
+  func noFenceWithoutCommand(_ before: PowerState) {
+    var tracker = PowerTracker()
+    _ = tracker.want(.off(grace: .zero))
+    var failures = 0
+    for second in 1...900 {
+      let time = Duration.seconds(second)
+      let reading = failures == 0 ? before : .off
+      if case .command(let action, _) = tracker.observe(reading, at: time) {
+        failures += 1
+        tracker.failed(action, at: time)
+      }
+      #expect(!tracker.isFencedOff(at: time, freshness: .seconds(60)))
+    }
+    #expect(failures > 3)
+    #expect(tracker.isConfirmedOff(at: .seconds(900), freshness: .seconds(60)), "that it reads off is not doubted")
+  }
+
+  @Test("A BMC that will not turn off what is off is believed after three refusals, and readings after them")
+  func refusesBecauseOff() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.off(grace: .zero))
+    var refusals: [Int] = []
+    var fenced: Int?
+    for second in 1...60 {
+      let time = Duration.seconds(second)
+      if case .command(let action, _) = tracker.observe(.off, at: time) {
+        refusals.append(second)
+        tracker.failed(action, at: time, isStateRefusal: true)
+      }
+      if fenced == nil, tracker.isFencedOff(at: time, freshness: .seconds(60)) { fenced = second }
+    }
+    #expect(refusals.count == 3)
+    #expect(fenced.map { $0 >= (refusals.last ?? 0) + 6 } == true, "three readings, three seconds apart")
   }
 
   @Test("Commands are not repeated within ten seconds")
@@ -143,6 +198,46 @@ struct HandlerTests {
     #expect(HandlerPlan.isGone(volume: "pvc-1", volumes: [], functions: []))
   }
 
+  @Test("What fails is tried more and more seldom, and a data plane that is away is looked for often")
+  func pace() {
+    var pace = RetryPace()
+    let failing = (0..<7).map { _ in pace.next(.failed) }
+    #expect(failing == [1, 2, 4, 8, 16, 30, 30].map { .seconds($0) })
+    let unavailable = pace.next(.unavailable)
+    #expect(unavailable == RetryPace.calm)
+    let calm = pace.next(.calm)
+    #expect(calm == .seconds(5))
+    let again = pace.next(.failed)
+    #expect(again == .seconds(1), "after success it begins anew")
+  }
+
+  @Test("What somebody else made in the data plane stays, and what the handler made goes")
+  func foreignObjects() {
+    var view = HandlerView(host: host(), volumesDirectory: "/p")
+    view.seedDirectory = "/s"
+    func volume(_ name: String, _ file: String) -> BlockVolume {
+      BlockVolume(name: name, file: file, blockSize: 512, blockCount: 8, readOnly: false)
+    }
+    view.volumes = [
+      volume("theirs", "/srv/theirs.img"), volume("beside", "/pool2/x.img"), volume("old", "/p/old.img"),
+      volume("blk-99-seed", "/s/seed-1.img"), volume("pvc-1", "/before/pvc-1.img"),
+    ]
+    view.functions = [
+      BlockFunction(name: "vhost.0", volume: "theirs", readOnly: false),
+      BlockFunction(name: "blk-x1-theirs", volume: "theirs", readOnly: false),
+      BlockFunction(name: "blk-01-old", volume: "old", readOnly: false),
+      BlockFunction(name: "blk-99-seed", volume: "blk-99-seed", readOnly: true),
+    ]
+    var deleted = attachment()
+    deleted.metadata.deletionTimestamp = .now()
+    view.attachments = [deleted]
+    #expect(
+      HandlerPlan.steps(view) == [
+        .unplug(function: "blk-01-old"), .unplug(function: "blk-99-seed"), .deleteVolume("old"),
+        .deleteVolume("blk-99-seed"), .deleteVolume("pvc-1"),
+      ])
+  }
+
   @Test("What is shown stays while its attachment stands, whatever became of the claim or the host object")
   func stays() {
     for host in [host(claim: nil), nil] {
@@ -206,6 +301,37 @@ struct HandlerTests {
       let bytes = (0..<Int.random(in: 0...200, using: &random)).map { _ in UInt8.random(in: 0...255, using: &random) }
       for lease in LeaseFile.parse(bytes).values { #expect(LeaseFile.isIPv4(lease.address)) }
     }
+  }
+
+  @Test("Who is behind an address is read from the kernel's table, and nonsense is left out")
+  func neighbours() {
+    let text = """
+      IP address       HW type     Flags       HW address            Mask     Device
+      192.0.2.7        0x1         0x2         02:00:00:00:00:0A     *        yc0
+      192.0.2.8        0x1         0x0         00:00:00:00:00:00     *        yc0
+      192.0.2.9        0x1         0x2         02:00:00:00:00:0b     *        yc1
+      192.0.2.10       0x1         0x6         02:00:00:00:00:0c     *        yc0
+      192.0.2.11       0x1         0x2
+      """
+    let table = NeighbourTable.parse(text.utf8, device: "yc0")
+    #expect(table == ["192.0.2.7": "02:00:00:00:00:0a", "192.0.2.10": "02:00:00:00:00:0c"])
+    var random = SeededRandom(seed: 11)
+    for _ in 0..<2000 {
+      let bytes = (0..<Int.random(in: 0...200, using: &random)).map { _ in UInt8.random(in: 0...255, using: &random) }
+      for mac in NeighbourTable.parse(bytes, device: "yc0").values { #expect(GuestInterface.isMAC(mac)) }
+    }
+  }
+
+  @Test("An answer is the guest's by its MAC address or a lease of this boot, not by the address that it shall get")
+  func answers() {
+    let mac = "02:00:00:00:00:01"
+    var interface = BareMetalHost.Interface(name: "eth0", mac: mac, address: "192.0.2.7")
+    #expect(AnswerVerdict(for: interface, neighbour: nil) == .unproven)
+    #expect(AnswerVerdict(for: interface, neighbour: mac) == .guest, "it gave itself the address")
+    #expect(AnswerVerdict(for: interface, neighbour: "02:00:00:00:00:02") == .other(mac: "02:00:00:00:00:02"))
+    interface.leasedAt = .now()
+    #expect(AnswerVerdict(for: interface, neighbour: nil) == .guest)
+    #expect(AnswerVerdict(for: interface, neighbour: "02:00:00:00:00:02") == .other(mac: "02:00:00:00:00:02"))
   }
 
   @Test("Merge patches say what changed and nothing else")

@@ -161,7 +161,7 @@ private struct TestCloud: Sendable {
     }
   }
 
-  /// The handler of a DPU can ask for its own server's boot data and for nobody else's secrets.
+  /// The handler of a DPU can ask for its own server and that one's boot data, and for nobody else's.
   func checkRights() async throws {
     try await withClient(directory.roleKubeconfig("bm-handler-host-01")) { client in
       let secrets = "/api/v1/namespaces/ycloud-system/secrets"
@@ -170,6 +170,20 @@ private struct TestCloud: Sendable {
       await expectError(.forbidden) { _ = try await client.request(method: "GET", path: "\(secrets)/host-host-02") }
       await expectError(.forbidden) { _ = try await client.request(method: "GET", path: "\(secrets)/bmc-host-01") }
       await expectError(.forbidden) { _ = try await client.request(method: "GET", path: "/api/v1/secrets") }
+      let hosts = "/apis/iaas.yusur.io/v1/baremetalhosts"
+      _ = try await client.request(method: "GET", path: "\(hosts)/host-01")
+      _ = try await client.request(method: "GET", path: hosts, query: [("fieldSelector", "metadata.name=host-01")])
+      await expectError(.forbidden) { _ = try await client.request(method: "GET", path: hosts) }
+      await expectError(.forbidden) { _ = try await client.request(method: "GET", path: "\(hosts)/host-02") }
+      await expectError(.forbidden) {
+        _ = try await client.request(
+          method: "PATCH", path: "\(hosts)/host-02/status", body: ["status": ["claim": .null]],
+          contentType: "application/merge-patch+json")
+      }
+    }
+    try await withClient(directory.roleKubeconfig("bm-controller")) { client in
+      let leases = "/apis/coordination.k8s.io/v1/namespaces/ycloud-system/leases"
+      _ = try await client.request(method: "GET", path: leases)
     }
     try await withClient(directory.roleKubeconfig("csi-controller")) { client in
       await expectError(.forbidden) { _ = try await client.request(method: "GET", path: "/api/v1/secrets") }

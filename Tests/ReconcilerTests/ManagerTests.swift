@@ -58,6 +58,8 @@ import Testing
       Controller(
         name: "copier", reconciler: Copier(client: client, cache: cache, recorder: recorder), queue: queue,
         logger: logger, registry: registry))
+    let starts = Mutex(0)
+    manager.beforeLeading { starts.withLock { $0 += 1 } }
     let task = Task { try await manager.run() }
 
     func http(_ path: String) async throws -> String {
@@ -84,6 +86,7 @@ import Testing
       return !names.contains("c2")
     }
 
+    #expect(starts.withLock { $0 } == 1, "it began to lead once")
     let metrics = try await http("/metrics")
     #expect(metrics.contains(#"leader_election_leading{name="copier"} 1"#))
     #expect(metrics.contains("kubernetes_client_requests_total{"))

@@ -80,7 +80,8 @@ final class IPMIClient: BMC {
     let answer = try await run(arguments, operation: operation)
     guard answer.isSuccess else {
       throw BMCError(
-        .rejected, operation: operation, message: "the BMC refused it: \(IPMIOutput.reason(answer.errors))")
+        .rejected, operation: operation, message: "the BMC refused it: \(IPMIOutput.reason(answer.errors))",
+        isStateRefusal: IPMIOutput.isStateRefusal(answer.errors))
     }
     return answer.output
   }

@@ -62,6 +62,9 @@ package enum IPMIOutput {
     return lines.last.map { String($0.prefix(200)) } ?? "no reason given"
   }
 
+  /// Whether a command was refused because of the state that the server is in (completion code D5h).
+  package static func isStateRefusal(_ errors: String) -> Bool { errors.contains("not supported in present state") }
+
   package static func addController(_ output: String, to inventory: inout HardwareInventory) {
     let fields = fields(output)
     inventory.bmcFirmwareVersion = fields["Firmware Revision"]

@@ -37,6 +37,21 @@ struct RedfishAnswer: Sendable {
     return messages.contains { $0.id.lowercased().contains(wanted) }
   }
 
+  /// Whether it refuses a change of power because of the state that the server is in, such as off for one that is off.
+  ///
+  /// Only what says so counts: with the same status codes BMCs say that they do not know the command, or that something
+  /// else is under way, which may be the contrary command.
+  var isStateRefusal: Bool {
+    guard status == 400 || status == 409 else { return false }
+    let ids = ["InvalidOperationForSystemState", "ResourceInStandby", "InvalidState"]
+    let texts = ["already powered off", "already off", "already in", "current power state", "current state"]
+    return ids.contains(where: hasMessage)
+      || messages.contains { message in
+        let text = message.text.lowercased()
+        return texts.contains { text.contains($0) }
+      }
+  }
+
   /// What the BMC says, in one bounded line and without `secrets`, which a BMC might echo.
   func reason(hiding secrets: [String]) -> String {
     var seen: [String] = []

@@ -25,13 +25,7 @@ extension RedfishClient {
           .unsupported, operation: operation,
           message: "the BMC does not offer this; it offers \(allowed.sorted().joined(separator: ", "))")
       case .reset(let type):
-        do {
-          try await self.reset(target, type, operation: operation)
-        } catch let error as BMCError
-          where error.code == .rejected && type == "ForceOff" && RedfishPower.state(of: system) == .off
-        {
-          // Sent although it reads off, because that may be a lie; some BMCs refuse it then.
-        }
+        try await self.reset(target, type, operation: operation)
       case .offThenOn:
         try await self.reset(target, "ForceOff", operation: operation)
         while RedfishPower.state(of: try await self.system(operation: operation).document) != .off {
@@ -57,6 +51,10 @@ extension RedfishClient {
     let answer = try await send(.POST, target, body: ["ResetType": .string(type)], operation: operation)
     // "It is so already" is what was wanted.
     guard answer.isSuccess || answer.hasMessage("NoOperation") else {
+      let what = "the BMC answered \(answer.status) to reset \(type)"
+      guard !answer.isStateRefusal else {
+        throw error(.rejected, answer, operation: operation, isStateRefusal: true, what)
+      }
       throw failure(answer, operation: operation, asking: "reset \(type)")
     }
   }

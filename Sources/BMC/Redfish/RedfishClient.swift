@@ -122,8 +122,12 @@ final class RedfishClient: BMC {
     return reason.isEmpty ? message : "\(message): \(reason)"
   }
 
-  func error(_ code: BMCError.Code, _ answer: RedfishAnswer, operation: String, _ message: String) -> BMCError {
-    BMCError(code, operation: operation, message: text(message, answer), retryAfter: answer.retryAfter)
+  func error(
+    _ code: BMCError.Code, _ answer: RedfishAnswer, operation: String, isStateRefusal: Bool = false, _ message: String
+  ) -> BMCError {
+    BMCError(
+      code, operation: operation, message: text(message, answer), retryAfter: answer.retryAfter,
+      isStateRefusal: isStateRefusal)
   }
 
   /// The error for an answer that is no success.

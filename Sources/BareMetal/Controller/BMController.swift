@@ -33,17 +33,22 @@ public struct BMController: Sendable {
   private let registry: MetricsRegistry
   private let logger: Logger
   private let makeBMC: @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
+  private let releaseBMC: @Sendable (BMCAddress) async -> Void
 
-  /// - Parameter makeBMC: Gives the client for a BMC, for example `BMCClientPool.client`.
+  /// - Parameters:
+  ///   - makeBMC: Gives the client for a BMC, for example `BMCClientPool.client`.
+  ///   - releaseBMC: Called when that client is needed no more, for example `BMCClientPool.remove`.
   public init(
     client: KubernetesClient, configuration: Configuration, registry: MetricsRegistry, logger: Logger,
-    makeBMC: @escaping @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
+    makeBMC: @escaping @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC,
+    releaseBMC: @escaping @Sendable (BMCAddress) async -> Void = { _ in }
   ) {
     self.client = client
     self.configuration = configuration
     self.registry = registry
     self.logger = logger
     self.makeBMC = makeBMC
+    self.releaseBMC = releaseBMC
   }
 
   /// Runs until it is told to stop, or the task is cancelled.
@@ -72,11 +77,13 @@ public struct BMController: Sendable {
     let power = PowerService(
       findHost: { caches.hosts.get(name: $0) },
       readSecret: { try await client.get(Secret.self, name: $0, namespace: $1) },
-      makeBMC: makeBMC, queue: powerQueue, limits: powerLimits, logger: logger,
+      makeBMC: makeBMC, releaseBMC: releaseBMC, limits: powerLimits, logger: logger,
+      wake: { powerQueue.add(ObjectKey(name: $0)) },
       changed: { host in
         hostQueue.add(ObjectKey(name: host))
         for key in caches.machines(on: host) { machineQueue.add(key) }
       })
+    manager.beforeLeading { power.startOver() }
     let cluster = KubernetesCluster(client: client, caches: caches)
     let executor = StepExecutor(cluster: cluster, logger: logger, setPower: { power.want($0, $1) })
     let liveness = HandlerLiveness(client: client, logger: logger)
@@ -103,7 +110,7 @@ public struct BMController: Sendable {
     manager.add(
       Controller(
         name: "power", reconciler: power, queue: powerQueue, workers: configuration.bmcWorkers,
-        timeLimit: .seconds(150), logger: logger, registry: registry))
+        timeLimit: PowerService.timeLimit, logger: logger, registry: registry))
     try await manager.run()
   }
 
@@ -126,6 +133,17 @@ public struct BMController: Sendable {
         metrics.forget(machine.key)
         // A machine that went by force may have left its claim behind.
         if let host = machine.status?.host { hosts.add(ObjectKey(name: host)) }
+      }
+    }
+    // Who asks for the same addresses is told, also when it is over.
+    caches.machines.onChange { change in
+      let specs: [BareMetalMachine.Spec]
+      switch change {
+      case .added(let machine), .deleted(let machine): specs = [machine.spec]
+      case .updated(let old, let new): specs = old.spec.interfaces == new.spec.interfaces ? [] : [old.spec, new.spec]
+      }
+      for address in Set(specs.flatMap(\.askedAddresses)) {
+        for rival in caches.machines(asking: address) { machines.add(rival.key) }
       }
     }
     caches.claims.feed(machines) { claim in

@@ -4,6 +4,8 @@ package import Kubernetes
 /// What plans are made from: the state of the cluster as far as it is known here, which may be behind.
 package protocol ClusterSnapshot: Sendable {
   func machine(uid: String) -> BareMetalMachine?
+  /// Machines whose specs ask for this MAC or IPv4 address.
+  func machines(asking address: String) -> [BareMetalMachine]
   func host(_ name: String) -> BareMetalHost?
   func allHosts() -> [BareMetalHost]
   func hosts(heldBy uid: String) -> [BareMetalHost]
@@ -20,6 +22,7 @@ package protocol ClusterSnapshot: Sendable {
 
 extension ControllerCaches: ClusterSnapshot {
   package func machine(uid: String) -> BareMetalMachine? { machines.byIndex(Index.uid, uid).first }
+  package func machines(asking address: String) -> [BareMetalMachine] { machines.byIndex(Index.address, address) }
   package func host(_ name: String) -> BareMetalHost? { hosts.get(name: name) }
   package func allHosts() -> [BareMetalHost] { hosts.all() }
   package func hosts(heldBy uid: String) -> [BareMetalHost] { hosts.byIndex(Index.machineUID, uid) }
@@ -62,6 +65,9 @@ extension MachineView {
       else { continue }
       foreignAttachments[volume] = attachment
     }
+    for address in machine.spec.askedAddresses {
+      rivals[address] = snapshot.machines(asking: address).filter { $0.metadata.uid != uid }.map(\.key).sorted()
+    }
     let held = snapshot.hosts(heldBy: uid)
     if held.isEmpty, machine.status?.host == nil, !machine.metadata.isBeingDeleted {
       hosts = snapshot.allHosts()
@@ -75,5 +81,12 @@ extension MachineView {
       self.power[host] = power(host)
       bootData[host] = snapshot.bootData(host: host)
     }
+  }
+}
+
+extension BareMetalMachine.Spec {
+  /// The MAC and IPv4 addresses that the spec asks for, in lower case.
+  package var askedAddresses: [String] {
+    interfaces.flatMap { [$0.macAddress?.lowercased(), $0.address].compactMap { $0 } }
   }
 }

@@ -18,6 +18,8 @@ package struct ControllerCaches: Sendable {
     package static let claim = "claim"
     /// Machines that have no host: one value, `waiting`.
     package static let waiting = "waiting"
+    /// Machines by the MAC and IPv4 addresses that their specs ask for.
+    package static let address = "address"
     /// Attachments by the machine's name: `namespace/name`.
     package static let machine = "machine"
     /// Attachments by the machine's UID.
@@ -33,6 +35,7 @@ package struct ControllerCaches: Sendable {
         Index.uid: { [$0.metadata.uid ?? ""] },
         Index.host: { $0.status?.host.map { [$0] } ?? [] },
         Index.claim: { machine in Self.claims(of: machine).map(\.description) },
+        Index.address: { $0.spec.askedAddresses },
         Index.waiting: { $0.status?.host == nil && !$0.metadata.isBeingDeleted ? ["waiting"] : [] },
       ], logger: logger, registry: registry)
     hosts = ObjectCache(

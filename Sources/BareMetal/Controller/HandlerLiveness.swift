@@ -21,35 +21,82 @@ package final class HandlerLiveness: Sendable {
     self.logger = logger
   }
 
-  /// Nil for a host whose handler never made a lease.
+  /// Nil for a host whose handler never made a lease, or about which nothing can be said yet.
   package func isAlive(_ host: String) -> Bool? { alive.withLock { $0[host] } }
 
   /// Looks every now and then, and tells hosts about which something changed.
   package func run(changed: @Sendable (String) -> Void) async throws {
+    var hasComplained = false
+    // Anew for each term as the leader: before it, nobody looked.
+    var leases = HandlerLeases()
+    alive.withLock { $0 = [:] }
+    let start = ContinuousClock.now
     while true {
       do {
-        let leases = try await client.listAll(
+        let list = try await client.listAll(
           Lease.self, namespace: Names.systemNamespace, labelSelector: Names.hostLabel
         ).items
-        let now = MicroTimestamp.now()
-        let limit = Self.silentAfter.components.seconds * 1_000_000
-        var present: [String: Bool] = [:]
-        for lease in leases {
-          guard let host = lease.metadata.labels?[Names.hostLabel], let renewed = lease.spec?.renewTime else {
-            continue
-          }
-          present[host] = now.microseconds - renewed.microseconds < limit
-        }
+        let present = leases.observe(list, at: start.duration(to: .now))
         let before = alive.withLock { alive in
           let before = alive
           alive = present
           return before
         }
         for host in Set(before.keys).union(present.keys) where before[host] != present[host] { changed(host) }
+        hasComplained = false
       } catch let error as KubernetesError {
-        logger.debug("cannot list the handlers' leases", metadata: ["error": "\(error)"])
+        // Passing trouble heals by itself; a refusal stays until somebody grants the right, and without it no silent
+        // handler is ever noticed.
+        let level: Logger.Level = error.isTransient || hasComplained ? .debug : .warning
+        if !error.isTransient { hasComplained = true }
+        logger.log(level: level, "cannot list the handlers' leases", metadata: ["error": "\(error)"])
       }
       try await Task.sleep(for: Self.renewEvery)
     }
+  }
+}
+
+/// What the handlers' leases tell. Pure; times are monotonic, from any beginning.
+///
+/// What a lease says about the time is its DPU's clock, which may be wrong: what counts is when it was seen to change.
+package struct HandlerLeases: Sendable {
+  private struct Seen {
+    var spec: Lease.Spec?
+    var since: Duration
+    /// Whether it was seen to change: one that was always the same may have been left by a handler that is no more.
+    var hasChanged = false
+  }
+
+  private var seen: [String: Seen] = [:]
+  private var lookedAt: Duration?
+
+  package init() {}
+
+  /// Takes in all leases there are, and tells which hosts' handlers are alive. Hosts about which nothing can be said yet
+  /// are left out.
+  package mutating func observe(_ leases: [Lease], at time: Duration) -> [String: Bool] {
+    // Where nobody could look for a while, the handlers could not write either: that time does not count.
+    var blind = lookedAt.map { time - $0 } ?? .zero
+    if blind <= HandlerLiveness.renewEvery * 2 { blind = .zero }
+    lookedAt = time
+    var present: [String: Seen] = [:]
+    var alive: [String: Bool] = [:]
+    for lease in leases {
+      guard let host = lease.metadata.labels?[Names.hostLabel] else { continue }
+      var entry = seen[host] ?? Seen(spec: lease.spec, since: time)
+      if entry.spec != lease.spec {
+        entry = Seen(spec: lease.spec, since: time, hasChanged: true)
+      } else {
+        entry.since = min(entry.since + blind, time)
+      }
+      present[host] = entry
+      if time - entry.since >= HandlerLiveness.silentAfter {
+        alive[host] = false
+      } else if entry.hasChanged {
+        alive[host] = true
+      }
+    }
+    seen = present
+    return alive
   }
 }

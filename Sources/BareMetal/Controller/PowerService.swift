@@ -30,13 +30,30 @@ package final class PowerService: Reconcile {
     package init() {}
   }
 
+  /// The time that a worker needs at most: a reading, and a command or an inventory, with something left for the secret.
+  /// What is cancelled in the middle would start from the beginning for ever.
+  package static let timeLimit: Duration = .seconds(240)
+
+  /// How a BMC is talked to.
+  private struct Contact: Hashable {
+    var address: BMCAddress
+    var credentials: BMCCredentials
+    var trust: BMCTrust
+  }
+
   private struct Entry {
     var tracker: PowerTracker
+    /// As it was talked to last.
+    var contact: Contact?
+    /// Why the BMC cannot be asked, and how often in a row it could not.
     var problem: String?
     var failures = 0
+    /// Why the BMC, which answers, did not take the last command. No reading makes it go away.
+    var commandProblem: String?
     var answered = false
     var hardware: BareMetalHost.Hardware?
-    var hardwareAt: Duration?
+    /// When the inventory was asked for last, with success or without.
+    var inventoryAt: Duration?
   }
 
   package typealias MakeBMC = @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
@@ -44,24 +61,30 @@ package final class PowerService: Reconcile {
   private let findHost: @Sendable (String) -> BareMetalHost?
   private let readSecret: @Sendable (_ name: String, _ namespace: String) async throws -> Secret
   private let makeBMC: MakeBMC
-  private let queue: WorkQueue
+  private let releaseBMC: @Sendable (BMCAddress) async -> Void
+  private let wake: @Sendable (String) -> Void
   private let limits: Limits
   private let logger: Logger
   private let changed: @Sendable (String) -> Void
   private let entries = Mutex<[String: Entry]>([:])
   private let start = ContinuousClock.now
 
-  /// - Parameter changed: Called with a host's name when something about its power or inventory is new.
+  /// - Parameters:
+  ///   - releaseBMC: Called when a BMC is not talked to any more, or with another account: sessions are few on a BMC.
+  ///   - wake: Called with a host's name when it is to be looked at soon.
+  ///   - changed: Called with a host's name when something about its power or inventory is new.
   package init(
     findHost: @escaping @Sendable (String) -> BareMetalHost?,
     readSecret: @escaping @Sendable (_ name: String, _ namespace: String) async throws -> Secret,
-    makeBMC: @escaping MakeBMC, queue: WorkQueue, limits: Limits = Limits(), logger: Logger,
-    changed: @escaping @Sendable (String) -> Void
+    makeBMC: @escaping MakeBMC, releaseBMC: @escaping @Sendable (BMCAddress) async -> Void = { _ in },
+    limits: Limits = Limits(), logger: Logger,
+    wake: @escaping @Sendable (String) -> Void, changed: @escaping @Sendable (String) -> Void
   ) {
     self.findHost = findHost
     self.readSecret = readSecret
     self.makeBMC = makeBMC
-    self.queue = queue
+    self.releaseBMC = releaseBMC
+    self.wake = wake
     self.limits = limits
     self.logger = logger
     self.changed = changed
@@ -72,9 +95,31 @@ package final class PowerService: Reconcile {
   /// Wishes something about a host's power. The same wish again costs nothing.
   package func want(_ host: String, _ wish: PowerWish) {
     let isNew = entries.withLock { entries in
-      entries[host, default: Entry(tracker: PowerTracker(limits: limits.tracker))].tracker.want(wish)
+      var entry = entries[host] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
+      defer { entries[host] = entry }
+      guard entry.tracker.want(wish) else { return false }
+      entry.commandProblem = nil
+      return true
     }
-    if isNew { queue.add(ObjectKey(name: host)) }
+    if isNew { wake(host) }
+  }
+
+  /// Forgets what was wished and read: while this process did not lead, another one switched the power. To be called
+  /// when leadership begins.
+  package func startOver() {
+    let hosts = entries.withLock { entries in
+      entries = entries.mapValues { old in
+        var entry = Entry(tracker: PowerTracker(limits: limits.tracker))
+        entry.contact = old.contact
+        // What hardware there is does not depend on who leads.
+        entry.hardware = old.hardware
+        entry.inventoryAt = old.hardware == nil ? nil : old.inventoryAt
+        return entry
+      }
+      return entries.keys.sorted()
+    }
+    // The next look may be minutes away otherwise, and plans wait for it.
+    for host in hosts { wake(host) }
   }
 
   /// A host's power as it was read back last.
@@ -87,14 +132,18 @@ package final class PowerService: Reconcile {
   }
 
   private func view(_ entry: Entry, _ now: Duration) -> PowerView {
-    guard entry.answered else { return PowerView(problem: entry.problem) }
+    let wantsOn = entry.tracker.wish == .on
+    guard entry.answered else { return PowerView(wantsOn: wantsOn, problem: entry.problem) }
     // What was read once is not known any more when the BMC has been silent for a while.
     let isKnown = entry.failures < 2
+    // Nothing is to be done any more, so that nothing is in the way of it.
+    let commandProblem = entry.tracker.wish == .observe ? nil : entry.commandProblem
     return PowerView(
       power: isKnown ? BareMetalHost.Power(entry.tracker.power) : .unknown,
       confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: limits.freshness),
       fencedOff: isKnown && entry.tracker.isFencedOff(at: now, freshness: limits.freshness),
-      problem: entry.problem)
+      wantsOn: wantsOn, problem: entry.problem ?? commandProblem,
+      refusesCommand: entry.problem == nil && commandProblem != nil)
   }
 
   /// Whether the BMC answered since this process started, and the hardware that it told.
@@ -103,23 +152,32 @@ package final class PowerService: Reconcile {
   }
 
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
-    let name = key.name
+    try await attend(to: key.name).map { .requeue(after: $0) } ?? .done
+  }
+
+  /// Looks at a host's power, and does what is wished. Returns when to look again, nil where there is no such host.
+  package func attend(to name: String) async throws -> Duration? {
     guard let host = findHost(name) else {
-      entries.withLock { _ = $0.removeValue(forKey: name) }
-      return .done
+      let entry = entries.withLock { $0.removeValue(forKey: name) }
+      if let contact = entry?.contact { await releaseBMC(contact.address) }
+      return nil
     }
     do {
       let bmc = try await client(for: host)
-      return .requeue(after: try await look(at: name, bmc))
+      return try await look(at: host, bmc)
+    } catch let error as KubernetesError {
+      // The API server's trouble says nothing about the BMC: what was read of it stands, and the queue tries again.
+      throw error
     } catch is CancellationError {
       throw CancellationError()
     } catch {
-      return .requeue(after: note(error, host: host))
+      return note(error, host: host)
     }
   }
 
   /// One reading, and the command that follows from it, if any. Returns when to look again.
-  private func look(at name: String, _ bmc: any BMC) async throws -> Duration {
+  private func look(at host: BareMetalHost, _ bmc: any BMC) async throws -> Duration {
+    let name = host.metadata.name ?? ""
     let state = try await bmc.power()
     let move = update(name) { entry, now in
       entry.answered = true
@@ -132,11 +190,17 @@ package final class PowerService: Reconcile {
       logger.info("power", metadata: ["host": "\(name)", "action": "\(action.rawValue)", "reads": "\(state.rawValue)"])
       do {
         try await bmc.setPower(action)
+      } catch is CancellationError {
+        // Whether it came through is not known.
+        update(name) { entry, now in entry.tracker.failed(action, at: now) }
+        throw CancellationError()
       } catch {
-        update(name) { entry, _ in entry.tracker.failed(action) }
-        // Not every BMC can ask the operating system: then it goes the hard way, at the next reading.
-        if action == .gracefulShutdown, (error as? BMCError)?.isTransient != true { return after }
-        throw error
+        note(error, of: action, host: host)
+        return max(after, .seconds(1))
+      }
+      update(name) { entry, _ in
+        entry.tracker.accepted()
+        entry.commandProblem = nil
       }
       return after
     case .read(let after):
@@ -148,21 +212,18 @@ package final class PowerService: Reconcile {
   }
 
   private func readInventory(_ name: String, _ bmc: any BMC) async throws {
-    let isDue = entries.withLock { entries in
-      guard let at = entries[name]?.hardwareAt else { return true }
-      return now - at > limits.inventoryEvery
+    // A failure, too, is not worth a repetition at every reading, in whichever way it ends.
+    let isDue = update(name) { entry, now in
+      if let at = entry.inventoryAt, now - at <= limits.inventoryEvery { return false }
+      entry.inventoryAt = now
+      return true
     }
     guard isDue else { return }
     do {
       let inventory = try await bmc.inventory()
-      update(name) { entry, now in
-        entry.hardware = BareMetalHost.Hardware(inventory)
-        entry.hardwareAt = now
-      }
+      update(name) { entry, _ in entry.hardware = BareMetalHost.Hardware(inventory) }
     } catch let error as BMCError {
       logger.warning("cannot read the inventory", metadata: ["host": "\(name)", "error": "\(error)"])
-      // Not worth asking at every reading.
-      update(name) { entry, now in entry.hardwareAt = now }
     }
   }
 
@@ -181,15 +242,40 @@ package final class PowerService: Reconcile {
     return result
   }
 
-  /// Remembers a failure and says when to try again.
+  /// Remembers that a command failed. The BMC answers all the same: what is read of it goes on to count.
+  private func note(_ error: any Error, of action: PowerAction, host: BareMetalHost) {
+    let name = host.metadata.name ?? ""
+    let isStateRefusal = (error as? BMCError)?.isStateRefusal == true
+    let problem = "the BMC did not take the command: \(describe(error, host: host))"
+    let isNews = update(name) { entry, now in
+      entry.tracker.failed(
+        action, at: now, isStateRefusal: isStateRefusal, atLeast: (error as? BMCError)?.retryAfter ?? .zero)
+      // Not every BMC can ask the operating system: then it goes the hard way, at the next reading. And some will not
+      // turn off what is off, which is as it should be.
+      if action == .gracefulShutdown || (action == .forceOff && isStateRefusal) { return false }
+      defer { entry.commandProblem = problem }
+      return entry.commandProblem != problem
+    }
+    logger.log(
+      level: isNews ? .warning : .info, "power command failed",
+      metadata: ["host": "\(name)", "action": "\(action.rawValue)", "error": "\(error)"])
+  }
+
+  private func isRefusedAccount(_ error: any Error) -> Bool {
+    [.unauthorized, .lockedOut].contains((error as? BMCError)?.code)
+  }
+
+  private func describe(_ error: any Error, host: BareMetalHost) -> String {
+    guard isRefusedAccount(error) else { return "\(error)" }
+    let reference = host.spec.bmc.credentialsSecretRef
+    return "\(error) (secret \(reference.namespace)/\(reference.name))"
+  }
+
+  /// Remembers that the BMC cannot be asked and says when to try again.
   private func note(_ error: any Error, host: BareMetalHost) -> Duration {
     let name = host.metadata.name ?? ""
-    var problem = "\(error)"
-    let isRefused = [.unauthorized, .lockedOut].contains((error as? BMCError)?.code)
-    if isRefused {
-      let reference = host.spec.bmc.credentialsSecretRef
-      problem += " (secret \(reference.namespace)/\(reference.name))"
-    }
+    let problem = describe(error, host: host)
+    let isRefused = isRefusedAccount(error)
     let (failures, wish) = update(name) { entry, _ in
       entry.failures += 1
       entry.problem = problem
@@ -210,7 +296,8 @@ package final class PowerService: Reconcile {
     let bmc = host.spec.bmc
     let reference = bmc.credentialsSecretRef
     let name = "\(reference.namespace)/\(reference.name)"
-    let operation = "talk to the BMC of \(host.metadata.name ?? "")"
+    let key = host.metadata.name ?? ""
+    let operation = "talk to the BMC of \(key)"
     let secret: Secret
     do {
       secret = try await readSecret(reference.name, reference.namespace)
@@ -232,10 +319,23 @@ package final class PowerService: Reconcile {
       }
       trust = .authorities(pem: pem)
     }
-    return try makeBMC(
-      try BMCAddress(bmc.address),
-      BMCCredentials(username: username.trimmingLineEnd(), password: password.trimmingLineEnd()),
-      trust)
+    let contact = Contact(
+      address: try BMCAddress(bmc.address),
+      credentials: BMCCredentials(username: username.trimmingLineEnd(), password: password.trimmingLineEnd()),
+      trust: trust)
+    let before = entries.withLock { entries in
+      var entry = entries[key] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
+      defer { entries[key] = entry }
+      return swap(&entry.contact, contact)
+    }
+    if let before, before != contact { await releaseBMC(before.address) }
+    return try makeBMC(contact.address, contact.credentials, contact.trust)
+  }
+
+  /// Puts a new value in the place of an old one, which is returned.
+  private func swap<T>(_ place: inout T?, _ new: T) -> T? {
+    defer { place = new }
+    return place
   }
 }
 

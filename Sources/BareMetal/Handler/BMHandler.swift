@@ -24,6 +24,8 @@ public struct BMHandler: Sendable {
     public var dhcpHostsDirectory: String
     /// dnsmasq's lease file.
     public var dhcpLeaseFile: String
+    /// dnsmasq's pid file, to tell it about reservations that change or go; nil where that is somebody else's task.
+    public var dhcpPidFile: String?
     /// `HOST:PORT` for metrics and health; empty for none.
     public var metricsAddress = ""
     /// Whether SIGTERM and SIGINT end `run()`.
@@ -58,7 +60,9 @@ public struct BMHandler: Sendable {
       client: client, dpu: dpu,
       network: BridgePlugger(
         host: configuration.host, bridge: configuration.bridge, busDirectory: configuration.busDirectory,
-        dhcpHostsDirectory: configuration.dhcpHostsDirectory),
+        dhcpHostsDirectory: configuration.dhcpHostsDirectory,
+        dhcp: DHCPServer(
+          bridge: configuration.bridge, leaseFile: configuration.dhcpLeaseFile, pidFile: configuration.dhcpPidFile)),
       configuration: configuration, registry: registry, logger: logger)
   }
 

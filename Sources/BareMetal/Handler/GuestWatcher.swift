@@ -21,6 +21,8 @@ package final class GuestWatcher: Sendable {
     /// Leases as they were when the boot began: the same line later proves nothing.
     var leasesBefore: [String: DHCPLease] = [:]
     var silentRounds = 0
+    /// The MAC addresses of others that answer at the guest's addresses, by interface.
+    var intruders: [String: String] = [:]
   }
 
   private let bridge: String
@@ -46,6 +48,18 @@ package final class GuestWatcher: Sendable {
   /// What was seen of the guest in the boot `follow` was told about last.
   package var interfaces: [BareMetalHost.Interface] { state.withLock { $0.interfaces } }
 
+  /// Addresses of the guest at which something else answers, for people.
+  package var conflicts: [String] {
+    state.withLock { state in
+      state.interfaces.compactMap { interface in
+        guard let intruder = state.intruders[interface.name], let address = interface.address else { return nil }
+        return
+          "at the address \(address) of interface \(interface.name) (\(interface.mac)) something else answers, with "
+          + "the MAC address \(intruder); give one of them another address"
+      }
+    }
+  }
+
   /// Says which boot to watch. The same one again changes nothing; nil means that there is no guest.
   /// - Parameters:
   ///   - isOn: False while the server is known to be off.
@@ -59,6 +73,7 @@ package final class GuestWatcher: Sendable {
       guard state.boot != boot else { return state.isOn != isOn }
       state.boot = boot
       state.silentRounds = 0
+      state.intruders = [:]
       state.leasesBefore = boot == nil ? [:] : readLeases()
       let reported = known.boot == boot ? known.interfaces : []
       state.interfaces = interfaces.map { interface in
@@ -162,28 +177,39 @@ package final class GuestWatcher: Sendable {
     if isNew { changed() }
   }
 
-  private func note(answers: Set<String>) {
-    guard !answers.isEmpty else { return }
-    let isNew = state.withLock { state -> Bool in
-      var isNew = false
-      state.silentRounds = 0
+  /// Takes answers in. Returns whether one of them was the guest's.
+  @discardableResult
+  private func note(answers: Set<String>) -> Bool {
+    guard !answers.isEmpty else { return false }
+    let neighbours = Files.read("/proc/net/arp").map { NeighbourTable.parse($0, device: bridge) } ?? [:]
+    let (isGuest, isNew) = state.withLock { state -> (Bool, Bool) in
+      let before = (state.interfaces, state.intruders)
+      var isGuest = false
       for index in state.interfaces.indices {
-        guard let address = state.interfaces[index].address, answers.contains(address),
-          state.interfaces[index].reachable != true
-        else { continue }
-        state.interfaces[index].reachable = true
-        if state.interfaces[index].reachableAt == nil { state.interfaces[index].reachableAt = .now() }
-        isNew = true
+        let name = state.interfaces[index].name
+        guard let address = state.interfaces[index].address, answers.contains(address) else { continue }
+        switch AnswerVerdict(for: state.interfaces[index], neighbour: neighbours[address]) {
+        case .guest:
+          isGuest = true
+          state.intruders[name] = nil
+          state.interfaces[index].reachable = true
+          if state.interfaces[index].reachableAt == nil { state.interfaces[index].reachableAt = .now() }
+        case .other(let mac):
+          state.intruders[name] = mac
+          if state.interfaces[index].reachable == true { state.interfaces[index].reachable = false }
+        case .unproven: break
+        }
       }
-      return isNew
+      if isGuest { state.silentRounds = 0 }
+      return (isGuest, before != (state.interfaces, state.intruders))
     }
     if isNew { changed() }
+    return isGuest
   }
 
   /// The outcome of a check of a running guest: only several unanswered ones in a row mean something.
   private func note(check answers: Set<String>) {
-    note(answers: answers)
-    guard answers.isEmpty else { return }
+    guard !note(answers: answers) else { return }
     let isNew = state.withLock { state -> Bool in
       state.silentRounds += 1
       guard state.silentRounds >= Self.silentRoundsMax else { return false }

@@ -17,10 +17,19 @@ package struct HandlerReconciler: Reconcile {
   let guest: GuestWatcher
   let volumesDirectory: String
   let logger: Logger
+  let memory = Memory()
+
+  /// What it remembers from one look to the next; nothing depends on it but how often and how loudly it tries.
+  final class Memory: Sendable {
+    let pace = Mutex(RetryPace())
+    /// The steps that failed the last time, with what was said.
+    let failed = Mutex<[HandlerStep: String]>([:])
+  }
 
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
     var failures: [HandlerFailure] = []
     var view = HandlerView(host: caches.hosts.get(name: hostName), volumesDirectory: volumesDirectory)
+    view.seedDirectory = seeds.directory
     view.attachments = caches.attachments.all().filter {
       $0.host == hostName && $0.spec.attacher == Names.storageDriver
     }
@@ -43,14 +52,13 @@ package struct HandlerReconciler: Reconcile {
     } catch let error as DPUError {
       failures.append(HandlerFailure(step: nil, error: error))
       try await report(view, version: nil, failures: failures)
-      return .requeue(after: .seconds(1))
+      return .requeue(after: memory.pace.withLock { $0.next(.unavailable) })
     }
     if HandlerPlan.isBootReady(view) || view.bootData == nil { try seeds.removeOthers(than: view.seedFile) }
 
     try await reportAttachments(view, failures: failures)
     try await report(view, version: version, failures: failures)
-    // A data plane that was started anew shows nothing: nobody tells, so it is looked at.
-    return .requeue(after: failures.isEmpty ? .seconds(5) : .seconds(1))
+    return .requeue(after: memory.pace.withLock { $0.next(failures.isEmpty ? .calm : .failed) })
   }
 
   private func readBack(_ view: inout HandlerView) async throws {
@@ -62,10 +70,15 @@ package struct HandlerReconciler: Reconcile {
   /// Carries the steps out, one after the other; a step that fails does not hold up those for other volumes.
   private func carryOut(_ steps: [HandlerStep]) async -> [HandlerFailure] {
     var failures: [HandlerFailure] = []
+    let before = memory.failed.withLock { $0 }
+    defer {
+      let now = failures.compactMap { failure in failure.step.map { ($0, "\(failure.error)") } }
+      memory.failed.withLock { $0 = Dictionary(now, uniquingKeysWith: { first, _ in first }) }
+    }
     for step in steps {
       if let volume = step.volume, failures.contains(where: { $0.step?.volume == volume }) { continue }
       do {
-        logger.info("step", metadata: ["step": "\(step)"])
+        logger.log(level: before[step] == nil ? .info : .debug, "step", metadata: ["step": "\(step)"])
         switch step {
         case .unplug(let function): try await dpu.unplug(function: function)
         case .deleteVolume(let name): try await dpu.deleteVolume(name: name)
@@ -77,7 +90,10 @@ package struct HandlerReconciler: Reconcile {
         case .plugInterface(let index, let interface): try await network.plug(index: index, interface)
         }
       } catch {
-        logger.warning("step failed", metadata: ["step": "\(step)", "error": "\(error)"])
+        // The same again is no news.
+        logger.log(
+          level: before[step] == "\(error)" ? .debug : .warning, "step failed",
+          metadata: ["step": "\(step)", "error": "\(error)"])
         failures.append(HandlerFailure(step: step, error: error))
       }
     }
@@ -185,6 +201,13 @@ package struct HandlerReconciler: Reconcile {
     conditions.set(
       "Functions", Condition.Status(broken.isEmpty), reason: broken.isEmpty ? "InPlace" : "Failed",
       message: broken.isEmpty ? "the server sees what it should" : broken.joined(separator: "; "))
+    let conflicts = guest.conflicts
+    if conflicts.isEmpty {
+      conditions.remove(HandlerPlan.addressesCondition)
+    } else {
+      conditions.set(
+        HandlerPlan.addressesCondition, .false, reason: "Conflict", message: conflicts.joined(separator: "; "))
+    }
     return conditions
   }
 }

@@ -4,11 +4,14 @@ package struct DHCPLease: Sendable, Hashable {
   package var expires: Int64
   package var mac: String
   package var address: String
+  /// What the guest calls itself (option 61), where it does.
+  package var clientID: [UInt8]?
 
-  package init(expires: Int64, mac: String, address: String) {
+  package init(expires: Int64, mac: String, address: String, clientID: [UInt8]? = nil) {
     self.expires = expires
     self.mac = mac
     self.address = address
+    self.clientID = clientID
   }
 }
 
@@ -23,9 +26,17 @@ package enum LeaseFile {
       guard fields.count >= 4, let expires = Int64(fields[0]), expires >= 0 else { continue }
       let mac = fields[1].lowercased()
       guard GuestInterface.isMAC(mac), isIPv4(fields[2]) else { continue }
-      leases[mac] = DHCPLease(expires: expires, mac: mac, address: fields[2])
+      leases[mac] = DHCPLease(
+        expires: expires, mac: mac, address: fields[2], clientID: fields.count >= 5 ? bytes(fields[4]) : nil)
     }
     return leases
+  }
+
+  /// Bytes that are written as `01:ab:..`; nil for anything else, such as `*` for none.
+  private static func bytes(_ text: String) -> [UInt8]? {
+    let parts = text.split(separator: ":", omittingEmptySubsequences: false)
+    let bytes = parts.compactMap { $0.utf8.count == 2 ? UInt8($0, radix: 16) : nil }
+    return bytes.count == parts.count ? bytes : nil
   }
 
   package static func isIPv4(_ text: String) -> Bool { octets(text) != nil }

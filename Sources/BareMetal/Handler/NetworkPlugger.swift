@@ -21,16 +21,24 @@ package struct BridgePlugger: NetworkPlugger {
   private let bridge: String
   private let busDirectory: String
   private let dhcpHostsDirectory: String
+  private let devicesDirectory: String
+  private let dhcp: DHCPServer
 
-  package init(host: String, bridge: String, busDirectory: String, dhcpHostsDirectory: String) {
+  /// - Parameter devicesDirectory: Where the kernel lists network devices.
+  package init(
+    host: String, bridge: String, busDirectory: String, dhcpHostsDirectory: String, dhcp: DHCPServer,
+    devicesDirectory: String = "/sys/class/net"
+  ) {
     self.host = host
     self.bridge = bridge
     self.busDirectory = busDirectory
     self.dhcpHostsDirectory = dhcpHostsDirectory
+    self.dhcp = dhcp
+    self.devicesDirectory = devicesDirectory
   }
 
   /// At most 15 bytes, the same for the same bridge, host and index.
-  private func tap(_ index: Int) -> String {
+  package func tap(_ index: Int) -> String {
     var hash: UInt32 = 0x811c_9dc5
     for byte in "\(bridge)/\(host)".utf8 { hash = (hash ^ UInt32(byte)) &* 0x0100_0193 }
     return "yt\(String(hash, radix: 16))n\(index)"
@@ -40,7 +48,8 @@ package struct BridgePlugger: NetworkPlugger {
     "\(busDirectory)/\(Names.networkFunction(index: index, interface: name)).json"
   }
 
-  private func dhcpFile(_ index: Int) -> String { "\(dhcpHostsDirectory)/\(host)-\(index)" }
+  private func reservation(_ index: Int) -> String { "\(host)-\(index)" }
+  private func dhcpFile(_ index: Int) -> String { "\(dhcpHostsDirectory)/\(reservation(index))" }
 
   package func plugged() async throws -> [PluggedInterface] {
     var result: [PluggedInterface] = []
@@ -61,12 +70,33 @@ package struct BridgePlugger: NetworkPlugger {
           index: index, name: name, mac: content?["mac"]?.stringValue ?? "", tap: tap.isEmpty ? self.tap(index) : tap,
           fault: fault))
     }
-    return result
+    return result + leftovers(beside: Set(result.map(\.index)))
+  }
+
+  /// Taps and reservations of interfaces that are not on the bus: whoever made or removed them was stopped halfway.
+  private func leftovers(beside known: Set<Int>) -> [PluggedInterface] {
+    var indices: Set<Int> = []
+    for (directory, name) in [(devicesDirectory, tap), (dhcpHostsDirectory, reservation)] {
+      for file in Files.list(directory) {
+        // The index is what comes last; whether the whole name is its own is seen by making it again.
+        let digits = String(file.reversed().prefix { $0.isNumber }.reversed())
+        guard let index = Int(digits), name(index) == file else { continue }
+        indices.insert(index)
+      }
+    }
+    return indices.subtracting(known).sorted().map { index in
+      let mac = Files.read(dhcpFile(index)).map {
+        String(decoding: $0.prefix { $0 != UInt8(ascii: ",") }, as: UTF8.self)
+      }
+      return PluggedInterface(
+        index: index, name: "", mac: mac.flatMap { GuestInterface.isMAC($0) ? $0 : nil } ?? "", tap: tap(index),
+        fault: "it was left halfway")
+    }
   }
 
   private func isInBridge(_ tap: String) -> Bool {
     var buffer = [CChar](repeating: 0, count: 512)
-    let length = readlink("/sys/class/net/\(tap)/master", &buffer, buffer.count - 1)
+    let length = readlink("\(devicesDirectory)/\(tap)/master", &buffer, buffer.count - 1)
     guard length > 0 else { return false }
     return String(decoding: buffer[..<length].map { UInt8(bitPattern: $0) }, as: UTF8.self).hasSuffix("/\(bridge)")
   }
@@ -74,16 +104,18 @@ package struct BridgePlugger: NetworkPlugger {
   package func plug(index: Int, _ interface: GuestInterface) async throws {
     let tap = tap(index)
     let operation = "plug interface \(interface.name) into \(host)"
-    if !Files.exists("/sys/class/net/\(tap)") {
+    if !Files.exists("\(devicesDirectory)/\(tap)") {
       try await ip("tuntap add dev \(tap) mode tap\n", operation)
     }
     try await ip("link set dev \(tap) master \(bridge)\nlink set dev \(tap) up\n", operation)
-    // dnsmasq reads a file when it appears. Without a wanted address any free one will do.
+    // Without a wanted address any free one will do.
     if let address = interface.address {
       try Files.write("\(interface.mac),\(address)\n".utf8, to: dhcpFile(index))
     } else {
       try Files.remove(dhcpFile(index))
     }
+    // Also where nothing seems to have changed: this may be the repetition of an attempt that was cut off before it.
+    dhcp.reload()
     let content: JSONValue = ["mac": .string(interface.mac), "tap": .string(tap)]
     try Files.write(content.serialize(), to: busFile(index, interface.name))
   }
@@ -91,8 +123,11 @@ package struct BridgePlugger: NetworkPlugger {
   package func unplug(_ interface: PluggedInterface) async throws {
     try Files.remove(busFile(interface.index, interface.name))
     try Files.remove(dhcpFile(interface.index))
+    dhcp.reload()
+    if !interface.mac.isEmpty { dhcp.release(mac: interface.mac) }
+    // Last, so that an attempt that is cut off before this is repeated as a whole.
     let tap = tap(interface.index)
-    guard Files.exists("/sys/class/net/\(tap)") else { return }
+    guard Files.exists("\(devicesDirectory)/\(tap)") else { return }
     try await ip("link delete dev \(tap)\n", "unplug interface \(interface.name) of \(host)")
   }
 

@@ -8,7 +8,8 @@
 ///
 /// The file's name carries a hash of its content, so that it is made anew only when the content changes.
 package struct SeedDisk: Sendable {
-  private let directory: String
+  /// Where the disks are kept.
+  package let directory: String
 
   /// - Parameter directory: Where the disks are kept; it must exist.
   package init(directory: String) { self.directory = directory }

@@ -53,7 +53,12 @@ package enum CloudInit {
 
   /// The instance's data; a new instance-id makes cloud-init take the machine for a new one.
   package static func metaData(machineUID: String, name: String) -> String {
-    "instance-id: \(machineUID)\nlocal-hostname: \(name)\n"
+    "instance-id: \(quoted(machineUID))\nlocal-hostname: \(quoted(name))\n"
+  }
+
+  /// A YAML scalar that is a text whatever it looks like: `007`, `null` and `on` are names, too.
+  private static func quoted(_ text: String) -> String {
+    "\"\(text.replacing("\\", with: "\\\\").replacing("\"", with: "\\\""))\""
   }
 
   /// Network configuration, version 2: every interface is found by its MAC address and uses DHCP.
@@ -61,8 +66,9 @@ package enum CloudInit {
     guard !interfaces.isEmpty else { return "version: 2\nethernets: {}\n" }
     var text = "version: 2\nethernets:\n"
     for interface in interfaces {
-      text += "  \(interface.name):\n    match:\n      macaddress: \"\(interface.mac)\"\n"
-      text += "    set-name: \(interface.name)\n    dhcp4: true\n"
+      let name = quoted(interface.name)
+      text += "  \(name):\n    match:\n      macaddress: \(quoted(interface.mac))\n"
+      text += "    set-name: \(name)\n    dhcp4: true\n"
     }
     return text
   }

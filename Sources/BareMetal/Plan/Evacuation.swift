@@ -25,11 +25,13 @@ package func evacuate(
 ) -> Evacuation {
   var result = Evacuation(steps: [], waitsFor: nil)
   let held = host?.status?.claim?.uid == uid
+  // Whatever comes first: a server that is given back must not go on meanwhile.
+  if held, power?.wantsOn == true { result.steps.append(.power(host: hostName, .off(grace: grace))) }
 
   // Whether the DPU shows it already is not certain before it is reported, so every one of them counts.
   let inUse = attachments.contains { !$0.metadata.isBeingDeleted }
   if held, inUse, power?.fencedOff != true {
-    result.steps.append(.power(host: hostName, .off(grace: grace)))
+    if result.steps.isEmpty { result.steps.append(.power(host: hostName, .off(grace: grace))) }
     result.waitsFor = offMessage(hostName, power, consequence: "its volumes stay attached until then")
     return result
   }
@@ -60,7 +62,7 @@ package func evacuate(
   }
   // Nobody gets a server that is still running for somebody else.
   guard power?.fencedOff == true else {
-    result.steps.append(.power(host: hostName, .off(grace: .zero)))
+    if result.steps.isEmpty { result.steps.append(.power(host: hostName, .off(grace: .zero))) }
     result.waitsFor = offMessage(hostName, power, consequence: "the host stays claimed until then")
     return result
   }

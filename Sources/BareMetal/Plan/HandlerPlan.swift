@@ -33,6 +33,8 @@ package struct HandlerView: Sendable {
   package var seedFile: String?
   /// Where volumes' files are.
   package var volumesDirectory: String
+  /// Where seed disks are; nil where that is not known.
+  package var seedDirectory: String?
 
   package init(host: BareMetalHost?, volumesDirectory: String) {
     self.host = host
@@ -63,6 +65,9 @@ package enum HandlerStep: Sendable, Hashable {
 }
 
 package enum HandlerPlan {
+  /// The DPU's condition that is false while something else answers at an address of the guest.
+  package static let addressesCondition = "Addresses"
+
   /// Whether a name can be a volume's: it becomes part of a path.
   package static func isPlainVolume(_ name: String) -> Bool {
     !name.isEmpty && name.utf8.count <= 200 && !name.hasPrefix(".") && !name.hasPrefix("-")
@@ -98,6 +103,22 @@ package enum HandlerPlan {
     return bootData
   }
 
+  /// Whether a function has a name as the handler gives them: `blk-<two digits>-<volume>`. Others in the data plane are
+  /// somebody else's and stay.
+  package static func isOwn(_ function: BlockFunction) -> Bool {
+    let parts = function.name.split(separator: "-", maxSplits: 2, omittingEmptySubsequences: false)
+    return parts.count == 3 && parts[0] == "blk" && parts[1].utf8.count == 2
+      && parts[1].utf8.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) } && !parts[2].isEmpty
+  }
+
+  /// Whether a volume is one that the handler made: its file is in the pool or among the seed disks, or an attachment
+  /// names it, which may be from a time when the pool was elsewhere.
+  private static func isOwn(_ volume: BlockVolume, _ view: HandlerView) -> Bool {
+    volume.name == Names.seedFunction || volume.file.hasPrefix(view.volumesDirectory + "/")
+      || view.seedDirectory.map { volume.file.hasPrefix($0 + "/") } == true
+      || view.attachments.contains { $0.volume == volume.name }
+  }
+
   /// The steps from what the DPU shows to what is wanted: first away, then there.
   package static func steps(_ view: HandlerView) -> [HandlerStep] {
     var removals: [HandlerStep] = []
@@ -115,7 +136,9 @@ package enum HandlerPlan {
         if present.file == file, present.readOnly == readOnly {
           mustCreate = false
         } else {
-          for used in view.functions where used.volume == volume { removals.append(.unplug(function: used.name)) }
+          for used in view.functions where used.volume == volume && isOwn(used) {
+            removals.append(.unplug(function: used.name))
+          }
           removals.append(.deleteVolume(volume))
         }
       }
@@ -146,14 +169,16 @@ package enum HandlerPlan {
     }
     // Without its host object nothing is known about boot data: what is there stays.
     let isBlind = view.host == nil
-    for function in view.functions where !keptFunctions.contains(function.name) {
+    for function in view.functions where !keptFunctions.contains(function.name) && isOwn(function) {
       if isBlind, function.name == Names.seedFunction {
         keptVolumes.insert(function.volume)
         continue
       }
       removals.append(.unplug(function: function.name))
     }
-    for volume in view.volumes where !keptVolumes.contains(volume.name) { removals.append(.deleteVolume(volume.name)) }
+    for volume in view.volumes where !keptVolumes.contains(volume.name) && isOwn(volume, view) {
+      removals.append(.deleteVolume(volume.name))
+    }
 
     let wanted = bootData?.interfaces ?? []
     var inPlace: Set<Int> = []

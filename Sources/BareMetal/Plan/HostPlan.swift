@@ -55,7 +55,7 @@ package func plan(_ view: HostView) -> HostPlan {
 
   status.observedGeneration = host.metadata.generation
   if let problem = view.power.problem {
-    set(Kind.bmcReachable, .false, "BMCFailed", problem)
+    set(Kind.bmcReachable, .false, view.power.refusesCommand ? "CommandRefused" : "BMCFailed", problem)
   } else if view.bmcAnswered {
     set(Kind.bmcReachable, .true, "Answers", "the BMC answers")
   } else if conditions.condition(Kind.bmcReachable) == nil {
@@ -67,7 +67,9 @@ package func plan(_ view: HostView) -> HostPlan {
   }
   if let hardware = view.hardware { status.hardware = hardware }
 
-  if view.handlerAlive == false {
+  // A controller that has just begun to lead cannot say yet whether a handler is alive: what was found before stands.
+  let isSilent = view.handlerAlive == nil && conditions.condition(Kind.dpuReady)?.reason == "HandlerSilent"
+  if view.handlerAlive == false || isSilent {
     set(
       Kind.dpuReady, .false, "HandlerSilent",
       "bm-handler of \(name) has not renewed its lease; is it running on \(host.spec.dpu.node)?")
@@ -93,30 +95,51 @@ package func plan(_ view: HostView) -> HostPlan {
   } else {
     status.phase = host.spec.maintenance ? .maintenance : .available
   }
-  status.conditions = conditions
-  result.status = status
-
-  planCleanup(view, name: name, into: &result)
+  let cleanup = planCleanup(view, name: name, into: &result)
+  if let cleanup {
+    set(Kind.released, .false, "Waiting", cleanup)
+  } else {
+    conditions.remove(Kind.released)
+  }
+  // Nobody holds it, so nobody's wish to see it on counts: a claim can go by hand while the command is pending.
+  if status.claim == nil, view.power.wantsOn { result.steps.append(.power(host: name, .observe)) }
   if host.metadata.isBeingDeleted {
     result.removeFinalizer =
       host.metadata.hasFinalizer(Names.claimFinalizer) && status.claim == nil && result.steps.isEmpty
       && view.attachments.isEmpty
+    if !result.removeFinalizer { set(Kind.deleted, .false, "Waiting", deletionWait(view, cleanup: cleanup)) }
   } else {
     result.addFinalizer = !host.metadata.hasFinalizer(Names.claimFinalizer)
+    conditions.remove(Kind.deleted)
   }
+  status.conditions = conditions
+  result.status = status
   return result
 }
 
-/// What machines left behind that are no more: their claim is the record of it.
-private func planCleanup(_ view: HostView, name: String, into result: inout HostPlan) {
+/// What a host that is being deleted waits for.
+private func deletionWait(_ view: HostView, cleanup: String?) -> String {
+  if let cleanup { return cleanup }
+  if let claim = view.host.status?.claim {
+    return "the machine \(claim.namespace)/\(claim.name) holds the host; delete the machine, then the host goes"
+  }
+  if let attachment = view.attachments.first {
+    return "waits for the volumeattachment \(attachment.metadata.name ?? "") to go"
+  }
+  return "removes what is left"
+}
+
+/// What machines left behind that are no more: their claim is the record of it. Returns what its removal waits for.
+private func planCleanup(_ view: HostView, name: String, into result: inout HostPlan) -> String? {
   let claim = view.host.status?.claim
+  var wait: String?
   if let claim, view.claimantExists == false {
-    result.steps +=
-      evacuate(
-        hostName: name, host: view.host, uid: claim.uid,
-        attachments: view.attachments.filter { $0.machineUID == claim.uid }, bootData: view.bootData,
-        power: view.power, grace: .zero
-      ).steps
+    let evacuation = evacuate(
+      hostName: name, host: view.host, uid: claim.uid,
+      attachments: view.attachments.filter { $0.machineUID == claim.uid }, bootData: view.bootData, power: view.power,
+      grace: .zero)
+    result.steps += evacuation.steps
+    wait = evacuation.waitsFor.map { "the machine \(claim.namespace)/\(claim.name) is no more; \($0)" }
   }
   // Attachments of others than the holder never came into effect: the handler refuses them.
   for attachment in view.attachments
@@ -129,4 +152,5 @@ private func planCleanup(_ view: HostView, name: String, into result: inout Host
   if claim == nil, let secret = view.bootData, let uid = secret.metadata.uid {
     result.steps.append(.deleteBootData(host: name, uid: uid))
   }
+  return wait
 }

@@ -5,6 +5,13 @@ extension MachinePlanner {
   /// Plans on the host that the machine holds: stop, prepare the boot, power on, watch the guest.
   mutating func planOnHost(_ host: BareMetalHost, name: String, mayStart: Bool) {
     let power = view.power[name] ?? PowerView()
+    planPower(host, name: name, power: power, mayStart: mayStart)
+    // A wish holds until it is fulfilled. Where this plan does not have it any more, it must not come true later.
+    guard power.wantsOn, !steps.contains(where: { $0.isPower(of: name) }) else { return }
+    steps.append(.power(host: name, .observe))
+  }
+
+  private mutating func planPower(_ host: BareMetalHost, name: String, power: PowerView, mayStart: Bool) {
     if stopWanted, status.bootedAt != nil {
       planStop(name, power)
       return
@@ -25,7 +32,8 @@ extension MachinePlanner {
   /// Off, as wanted: the host and the attachments stay.
   private mutating func planParked(_ host: BareMetalHost, name: String, power: PowerView) {
     set(Kind.reachable, false, "Off", "the machine is off")
-    if power.power == .off {
+    // A command to go on may be under way while it reads off: only the contrary command ends that.
+    if power.power == .off, !power.wantsOn {
       set(Kind.powered, false, "Off", "the server is off")
       return
     }
@@ -60,13 +68,8 @@ extension MachinePlanner {
   private mutating func planBoot(_ host: BareMetalHost, name: String, power: PowerView, mayStart: Bool) {
     if status.boot == nil { status.boot = 1 }
     set(Kind.reachable, false, "Off", "the machine is not on yet")
-    guard mayStart else {
-      set(Kind.powered, false, "Invalid", "the machine is not started while its spec is not valid")
-      return
-    }
-    let disksReady = planAttachments(host, name: name, power: power, mayAttach: power.power == .off)
-    let bootReady = planBootData(host, name: name)
-    let isPrepared = disksReady && bootReady
+    // With a spec that is not valid nothing is prepared, but the server may have started with what was there before.
+    let isPrepared = mayStart ? prepareBoot(host, name: name, power: power) : isInPlace(host, name: name)
     if isPrepared {
       if status.timeline?.disksAttached == nil { status.timeline?.disksAttached = view.now }
     }
@@ -82,6 +85,10 @@ extension MachinePlanner {
       steps.append(.power(host: name, .off(grace: .zero)))
       return
     }
+    guard mayStart else {
+      set(Kind.powered, false, "Invalid", "the machine is not started while its spec is not valid")
+      return
+    }
     guard isPrepared else {
       set(
         Kind.powered, false, "Waiting",
@@ -90,6 +97,18 @@ extension MachinePlanner {
     }
     steps.append(.power(host: name, .on))
     set(Kind.powered, false, "PoweringOn", power.problem ?? "the BMC was told to power on")
+  }
+
+  private mutating func prepareBoot(_ host: BareMetalHost, name: String, power: PowerView) -> Bool {
+    let disksReady = planAttachments(host, name: name, power: power, mayAttach: power.power == .off)
+    let bootReady = planBootData(host, name: name)
+    return disksReady && bootReady
+  }
+
+  /// Whether the server shows everything that was prepared for this boot, whatever the spec says by now.
+  private func isInPlace(_ host: BareMetalHost, name: String) -> Bool {
+    host.status?.dpu?.boot == token && !view.attachments.isEmpty
+      && view.attachments.allSatisfy { $0.host == name && $0.isAttached && !$0.metadata.isBeingDeleted }
   }
 
   private mutating func stampPoweredOn() {
@@ -267,11 +286,17 @@ extension MachinePlanner {
       }
       status.timeline = timeline
     }
+    let conflict = seen.isEmpty ? nil : host.status?.dpu?.conditions?.condition(HandlerPlan.addressesCondition)
+    let intruder = conflict?.status == .false ? conflict?.message : nil
     if let answering = seen.first(where: { $0.reachable == true }) {
-      set(Kind.reachable, true, "Answers", "the guest answers ping at \(answering.address ?? "its address")")
+      set(
+        Kind.reachable, true, "Answers",
+        "the guest answers ping at \(answering.address ?? "its address")" + (intruder.map { "; but \($0)" } ?? ""))
+    } else if let intruder {
+      set(Kind.reachable, false, "AddressConflict", intruder)
     } else if reachable != nil {
       set(Kind.reachable, false, "Silent", "the guest does not answer ping any more; see its console")
-    } else if let address = seen.compactMap(\.address).first {
+    } else if let address = seen.first(where: { $0.leasedAt != nil })?.address {
       set(Kind.reachable, false, "Waiting", "the guest has the address \(address), but does not answer ping yet")
     } else {
       set(

@@ -68,6 +68,7 @@ struct MachinePlanner {
     set(
       Kind.valid, problems.isEmpty, problems.first?.reason ?? "Valid",
       problems.isEmpty ? "the spec makes sense" : problems.map(\.message).joined(separator: "; "))
+    tellRivals()
     let volumesAreComing = planVolumes(mayCreate: problems.isEmpty)
 
     let held = heldHosts
@@ -83,6 +84,25 @@ struct MachinePlanner {
       planWithoutHost(mayClaim: problems.isEmpty && volumesAreComing)
     }
     finish()
+  }
+
+  /// Two machines that ask for one address disturb each other where they share a network, which is not known here. So it
+  /// is told, and both may run.
+  private mutating func tellRivals() {
+    let conflicts = machine.spec.interfaces.flatMap { interface in
+      [("macAddress", interface.macAddress?.lowercased()), ("address", interface.address)].compactMap { field, asked in
+        asked.flatMap { asked in
+          view.rivals[asked]?.first.map { "\(field) \(asked) of interface '\(interface.name)' is asked for by \($0)" }
+        }
+      }
+    }
+    if conflicts.isEmpty {
+      conditions.remove(Kind.addressesUnique)
+    } else {
+      set(
+        Kind.addressesUnique, false, "Duplicate",
+        conflicts.joined(separator: "; ") + " as well; change one of them if they share a network")
+    }
   }
 
   private mutating func stampApplied() {

@@ -21,6 +21,11 @@ package enum MachineStep: Sendable, Hashable {
   /// Lets the machine go. Comes alone.
   case removeFinalizer
 
+  /// Whether it says something about the power of this host.
+  package func isPower(of host: String) -> Bool {
+    if case .power(host, _) = self { true } else { false }
+  }
+
   /// For logs: what and to which object, without content.
   package var summary: String {
     switch self {
@@ -63,6 +68,8 @@ package struct MachineView: Sendable {
   /// Boot data by host, for the hosts that the machine holds.
   package var bootData: [String: Secret]
   package var userData: UserData
+  /// Other machines that ask for the same MAC or IPv4 address, by address.
+  package var rivals: [String: [ObjectKey]]
   package var now: MicroTimestamp
   /// How long an operating system gets to shut down.
   package var shutdownGrace: Duration
@@ -78,6 +85,7 @@ package struct MachineView: Sendable {
     power = [:]
     bootData = [:]
     userData = .text("")
+    rivals = [:]
     shutdownGrace = .seconds(30)
   }
 }

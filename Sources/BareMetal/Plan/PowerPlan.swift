@@ -18,16 +18,23 @@ package struct PowerView: Sendable, Hashable {
   /// Confirmed, and no earlier command can turn it on any more: the readings came after it was told to go off. Only
   /// this lets a disk or the server itself be taken away.
   package var fencedOff: Bool
+  /// Whether it is wished to go on, and has not been seen on since.
+  package var wantsOn: Bool
   /// Why the BMC cannot be asked or does not do as told, and what to do about it.
   package var problem: String?
+  /// Whether the problem is that the BMC answers, but did not take the last command.
+  package var refusesCommand: Bool
 
   package init(
-    power: BareMetalHost.Power = .unknown, confirmedOff: Bool = false, fencedOff: Bool = false, problem: String? = nil
+    power: BareMetalHost.Power = .unknown, confirmedOff: Bool = false, fencedOff: Bool = false, wantsOn: Bool = false,
+    problem: String? = nil, refusesCommand: Bool = false
   ) {
     self.power = power
     self.confirmedOff = confirmedOff
     self.fencedOff = fencedOff
+    self.wantsOn = wantsOn
     self.problem = problem
+    self.refusesCommand = refusesCommand
   }
 }
 
@@ -49,8 +56,13 @@ package struct PowerTracker: Sendable, Hashable {
     package var offInterval: Duration = .seconds(3)
     /// The least time between two equal commands.
     package var repeatCommand: Duration = .seconds(10)
-    /// How often a refused command to go off is given to a server that reads off already.
+    /// How often a BMC must have refused to turn off a server that reads off already, because it is off.
     package var fenceAttempts = 3
+    /// How long a command is not repeated that failed: doubled with each failure in a row, up to the maximum.
+    package var commandRetry: Duration = .seconds(1)
+    package var commandRetryMaximum: Duration = .seconds(60)
+    /// The longest time between two readings while a failed command waits to be repeated.
+    package var commandRetryReading: Duration = .seconds(10)
 
     package init() {}
   }
@@ -82,7 +94,9 @@ package struct PowerTracker: Sendable, Hashable {
       offCommandAt = nil
       readsSinceCommand = 0
       isFenced = false
-      fenceAttempts = 0
+      fenceRefusals = 0
+      commandFailures = 0
+      retryCommandAt = nil
     }
     self.wish = wish
     return true
@@ -127,13 +141,14 @@ package struct PowerTracker: Sendable, Hashable {
       }
       if state == .poweringOn { return .read(after: .milliseconds(200)) }
       if let onCommandAt, time - onCommandAt < limits.repeatCommand { return .read(after: backoff) }
+      if let pause = pause(at: time) { return .read(after: pause) }
       return command(.on, at: time)
     case .off(let grace):
       if state == .off {
         // Somebody, perhaps this controller before it died, may have told it to go on and the BMC not have done so yet.
         // The contrary command puts an end to that; only readings after it count.
         if !isFenced {
-          fenceAttempts += 1
+          if let pause = pause(at: time) { return .read(after: pause) }
           return command(.forceOff, at: time)
         }
         if confirmed {
@@ -153,6 +168,7 @@ package struct PowerTracker: Sendable, Hashable {
         if time < graceEndsAt { return .read(after: min(.milliseconds(500), graceEndsAt - time)) }
       }
       if let offCommandAt, offForced, time - offCommandAt < limits.repeatCommand { return .read(after: backoff) }
+      if let pause = pause(at: time) { return .read(after: pause) }
       return command(.forceOff, at: time)
     }
   }
@@ -160,19 +176,51 @@ package struct PowerTracker: Sendable, Hashable {
   private var offForced = false
   /// Whether a server that reads off cannot go on by a command from before.
   private var isFenced = false
-  private var fenceAttempts = 0
+  /// Refusals to turn off what is off already.
+  private var fenceRefusals = 0
+  /// Commands in a row that failed, and when the next one may be given.
+  private var commandFailures = 0
+  private var retryCommandAt: Duration?
 
-  /// A command failed: a graceful one is not repeated, the hard one follows at the next reading.
-  package mutating func failed(_ action: PowerAction) {
-    switch action {
-    case .gracefulShutdown: graceEndsAt = .zero
-    case .on: onCommandAt = nil
-    default:
-      offCommandAt = nil
-      offForced = false
-      // There are BMCs that refuse to turn off what is off.
-      if power == .off { isFenced = fenceAttempts >= limits.fenceAttempts }
+  /// How long to go on reading only, because a command failed a moment ago.
+  private func pause(at time: Duration) -> Duration? {
+    guard let retryCommandAt, time < retryCommandAt else { return nil }
+    return min(retryCommandAt - time, limits.commandRetryReading)
+  }
+
+  /// The BMC took a command.
+  package mutating func accepted() {
+    commandFailures = 0
+    retryCommandAt = nil
+  }
+
+  /// A command failed: a graceful one is not repeated, the hard one follows at the next reading. Others are repeated
+  /// more and more seldom.
+  /// - Parameters:
+  ///   - isStateRefusal: Whether the BMC took the command and found it needless; see `BMCError.isStateRefusal`.
+  ///   - atLeast: How long the BMC asks to wait.
+  package mutating func failed(
+    _ action: PowerAction, at time: Duration, isStateRefusal: Bool = false, atLeast: Duration = .zero
+  ) {
+    guard action != .gracefulShutdown else {
+      graceEndsAt = .zero
+      return
     }
+    commandFailures += 1
+    let wait = limits.commandRetry * (1 << min(commandFailures - 1, 10))
+    retryCommandAt = time + min(max(wait, atLeast), limits.commandRetryMaximum)
+    if action == .on {
+      onCommandAt = nil
+      return
+    }
+    offCommandAt = nil
+    offForced = false
+    // Whether the command came through is not known: it protects from nothing. But there are BMCs that refuse to turn
+    // off what is off; one that says so again and again has nothing under way.
+    isFenced = false
+    guard isStateRefusal, power == .off else { return }
+    fenceRefusals += 1
+    isFenced = fenceRefusals >= limits.fenceAttempts
   }
 
   private mutating func command(_ action: PowerAction, at time: Duration) -> Move {

@@ -21,10 +21,14 @@ package enum Scheduler {
     guard host.metadata.hasFinalizer(Names.claimFinalizer), host.status?.phase != .registering,
       host.status?.phase != nil
     else { return "is not registered yet" }
-    if host.status?.conditions?.isTrue(BareMetalHost.ConditionType.bmcReachable) != true {
-      return "has a BMC that does not answer"
+    let conditions = host.status?.conditions ?? []
+    if !conditions.isTrue(BareMetalHost.ConditionType.bmcReachable) { return "has a BMC that does not answer" }
+    // The DPU's own word may be the last one of a handler that has died since: only the condition takes its silence
+    // into account. The word itself may be newer than the condition.
+    if host.status?.dpu?.ready != true || !conditions.isTrue(BareMetalHost.ConditionType.dpuReady) {
+      return "has a DPU that is not ready"
     }
-    if host.status?.dpu?.ready != true { return "has a DPU that is not ready" }
+    if host.status?.phase == .error { return "is in error" }
     // What a machine before left behind must be gone from the bus, or the next machine would see it.
     if let slot = host.status?.dpu?.slots?.first { return "still shows the device \(slot.name)" }
     return nil

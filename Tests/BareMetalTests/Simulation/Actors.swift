@@ -31,11 +31,12 @@ final class SimulatedController {
   }
 
   func power(_ host: String) -> PowerView {
-    guard let tracker = trackers[host], tracker.age(at: world.time) != nil else { return PowerView() }
+    guard let tracker = trackers[host] else { return PowerView() }
+    guard tracker.age(at: world.time) != nil else { return PowerView(wantsOn: tracker.wish == .on) }
     return PowerView(
       power: BareMetalHost.Power(tracker.power),
       confirmedOff: tracker.isConfirmedOff(at: world.time, freshness: .seconds(60)),
-      fencedOff: tracker.isFencedOff(at: world.time, freshness: .seconds(60)))
+      fencedOff: tracker.isFencedOff(at: world.time, freshness: .seconds(60)), wantsOn: tracker.wish == .on)
   }
 
   private func executor(_ box: WishBox) -> StepExecutor {
@@ -167,6 +168,7 @@ final class SimulatedHandler {
 
   private func view() -> HandlerView {
     var view = HandlerView(host: cache.hostObjects[name], volumesDirectory: "/pool")
+    view.seedDirectory = "/seed"
     view.attachments = cache.attachments(onHost: name)
     view.bootData = cache.secrets[name].flatMap { try? BootData($0) }
     if let data = HandlerPlan.effectiveBootData(view.bootData, host: view.host) {

@@ -29,6 +29,9 @@ struct Snapshot: ClusterSnapshot {
   var secrets: [String: Secret] = [:]
 
   func machine(uid: String) -> BareMetalMachine? { machines.values.first { $0.metadata.uid == uid } }
+  func machines(asking address: String) -> [BareMetalMachine] {
+    machines.values.filter { $0.spec.askedAddresses.contains(address) }.sorted { $0.key < $1.key }
+  }
   func host(_ name: String) -> BareMetalHost? { hostObjects[name] }
   func allHosts() -> [BareMetalHost] { hostObjects.values.sorted { $0.key < $1.key } }
   func hosts(heldBy uid: String) -> [BareMetalHost] { allHosts().filter { $0.status?.claim?.uid == uid } }

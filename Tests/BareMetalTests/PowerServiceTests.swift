@@ -1,0 +1,195 @@
+import BMC
+import BareMetal
+import Foundation
+import IaaS
+import Kubernetes
+import Logging
+import Synchronization
+import Testing
+
+/// A BMC on paper that can be told to fail.
+final class PaperBMC: BMC {
+  struct State {
+    var power = PowerState.off
+    var readError: BMCError?
+    var commandError: BMCError?
+    var commands: [PowerAction] = []
+    var inventories = 0
+    var inventoryIsCancelled = false
+  }
+
+  let state = Mutex(State())
+
+  var commands: [PowerAction] { state.withLock { $0.commands } }
+
+  func power() async throws -> PowerState {
+    try state.withLock { state in
+      if let error = state.readError { throw error }
+      return state.power
+    }
+  }
+
+  func setPower(_ action: PowerAction) async throws {
+    try state.withLock { state in
+      state.commands.append(action)
+      if let error = state.commandError { throw error }
+      state.power = action == .on ? .on : .off
+    }
+  }
+
+  func inventory() async throws -> HardwareInventory {
+    let isCancelled = state.withLock { state in
+      state.inventories += 1
+      return state.inventoryIsCancelled
+    }
+    if isCancelled { throw CancellationError() }
+    return HardwareInventory()
+  }
+
+  func setBootOverride(_ override: BootOverride) async throws {}
+}
+
+@Suite("What becomes of wishes about power")
+struct PowerServiceTests {
+  /// What the service told others.
+  final class Log: Sendable {
+    let changed = Mutex<[String]>([])
+    let woken = Mutex<[String]>([])
+    let secretError = Mutex<KubernetesError?>(nil)
+    let password = Mutex("p")
+    let hostIsGone = Mutex(false)
+    let released = Mutex<[String]>([])
+    var changes: Int { changed.withLock { $0.count } }
+  }
+
+  let bmc = PaperBMC()
+  let log = Log()
+
+  func service(_ limits: PowerService.Limits = .init()) -> PowerService {
+    let (bmc, log) = (bmc, log)
+    return PowerService(
+      findHost: { name in
+        guard !log.hostIsGone.withLock({ $0 }) else { return nil }
+        return BareMetalHost(
+          metadata: ObjectMeta(name: name),
+          spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d")))
+      },
+      readSecret: { _, _ in
+        if let error = log.secretError.withLock({ $0 }) { throw error }
+        return Secret(
+          metadata: ObjectMeta(name: "s"), type: nil,
+          data: ["username": Data("u".utf8), "password": Data(log.password.withLock { $0 }.utf8)])
+      },
+      makeBMC: { _, _, _ in bmc }, releaseBMC: { address in log.released.withLock { $0.append("\(address)") } },
+      limits: limits,
+      logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }),
+      wake: { host in log.woken.withLock { $0.append(host) } },
+      changed: { host in log.changed.withLock { $0.append(host) } })
+  }
+
+  @Test("A BMC that answers but refuses the command is told so once, and is not asked again and again")
+  func refusedCommand() async throws {
+    bmc.state.withLock {
+      $0.commandError = BMCError(.forbidden, operation: "on of b", message: "the account may not do this")
+    }
+    var limits = PowerService.Limits()
+    limits.tracker.commandRetry = .seconds(60)
+    let service = service(limits)
+    service.want("h", .on)
+    _ = try await service.attend(to: "h")
+    let changes = log.changes
+    for _ in 0..<20 { _ = try await service.attend(to: "h") }
+    #expect(bmc.commands == [.on], "the next try is a minute away")
+    #expect(log.changes == changes, "the same trouble is no news")
+    let view = service.view("h")
+    #expect(view.power == .off, "what it reads counts all the same")
+    #expect(view.problem?.contains("did not take the command") == true)
+    #expect(view.refusesCommand)
+    var hostView = HostView(
+      host: BareMetalHost(
+        metadata: ObjectMeta(name: "h"),
+        spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d"))),
+      now: .now())
+    hostView.power = view
+    hostView.bmcAnswered = true
+    #expect(plan(hostView).status.conditions?.condition("BMCReachable")?.reason == "CommandRefused")
+    service.want("h", .observe)
+    #expect(service.view("h").problem == nil)
+  }
+
+  @Test("A BMC that refuses to turn off what is off is no trouble")
+  func needless() async throws {
+    bmc.state.withLock {
+      $0.commandError = BMCError(.rejected, operation: "off", message: "already off", isStateRefusal: true)
+    }
+    let service = service()
+    service.want("h", .off(grace: .zero))
+    _ = try await service.attend(to: "h")
+    #expect(bmc.commands == [.forceOff])
+    #expect(service.view("h").problem == nil)
+  }
+
+  @Test("A new term as the leader begins without the wishes and the proofs of the one before")
+  func newTerm() async throws {
+    var limits = PowerService.Limits()
+    limits.tracker.offInterval = .zero
+    let service = service(limits)
+    service.want("h", .off(grace: .zero))
+    for _ in 0..<8 { _ = try await service.attend(to: "h") }
+    #expect(service.view("h").fencedOff)
+    service.want("g", .on)
+    log.woken.withLock { $0 = [] }
+    service.startOver()
+    #expect(service.view("h") == PowerView())
+    #expect(service.view("g") == PowerView())
+    #expect(log.woken.withLock { $0 } == ["g", "h"], "they are looked at anew")
+    for _ in 0..<8 { _ = try await service.attend(to: "g") }
+    #expect(bmc.commands == [.forceOff], "the old wish is not carried out")
+  }
+
+  @Test("Trouble with the API server is none of the BMC's")
+  func apiOutage() async throws {
+    bmc.state.withLock { $0.power = .on }
+    let service = service()
+    _ = try await service.attend(to: "h")
+    let changes = log.changes
+    log.secretError.withLock {
+      $0 = KubernetesError(code: .unavailable, operation: "get secrets", message: "connection refused")
+    }
+    for _ in 0..<3 { await #expect(throws: KubernetesError.self) { try await service.attend(to: "h") } }
+    #expect(service.view("h") == PowerView(power: .on))
+    #expect(log.changes == changes)
+  }
+
+  @Test("A secret that is not there is a problem that is told")
+  func missingSecret() async throws {
+    log.secretError.withLock { $0 = KubernetesError(code: .notFound, operation: "get secrets", message: "not found") }
+    let service = service()
+    _ = try await service.attend(to: "h")
+    #expect(service.view("h").problem?.contains("there is no secret") == true)
+  }
+
+  @Test("A worker has time for a reading and an inventory, and one that is cut off is not begun again at once")
+  func slowInventory() async throws {
+    let bounds = BMCLimits()
+    #expect(bounds.call + max(bounds.call, bounds.inventory) + .seconds(30) <= PowerService.timeLimit)
+    bmc.state.withLock { $0.inventoryIsCancelled = true }
+    let service = service()
+    await #expect(throws: CancellationError.self) { try await service.attend(to: "h") }
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(bmc.state.withLock { $0.inventories } == 1)
+  }
+
+  @Test("A BMC's client is given back when the account changes and when the host goes")
+  func release() async throws {
+    let service = service()
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(log.released.withLock { $0 } == [])
+    log.password.withLock { $0 = "another" }
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(log.released.withLock { $0 } == ["ipmi://b:623"])
+    log.hostIsGone.withLock { $0 = true }
+    for _ in 0..<2 { #expect(try await service.attend(to: "h") == nil) }
+    #expect(log.released.withLock { $0 }.count == 2)
+  }
+}

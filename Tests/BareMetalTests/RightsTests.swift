@@ -1,0 +1,63 @@
+import Foundation
+import Testing
+import Yams
+
+/// The manifests in deploy/ let the roles do what their code does, and no more. Without a right the API server's refusal
+/// would be all that is seen of it.
+@Suite("Rights of the roles")
+struct RightsTests {
+  struct Rule {
+    var kind: String
+    var resource: String
+    var verbs: Set<String>
+    var names: [String]
+  }
+
+  /// The rules of all roles in a file, one for each resource.
+  static func rules(_ file: String) throws -> [Rule] {
+    let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent()
+    let text = try String(contentsOf: root.appending(path: "deploy/\(file)"), encoding: .utf8)
+    var rules: [Rule] = []
+    for document in try Yams.load_all(yaml: text) {
+      guard let object = document as? [String: Any], let kind = object["kind"] as? String,
+        kind == "Role" || kind == "ClusterRole"
+      else { continue }
+      for rule in object["rules"] as? [[String: Any]] ?? [] {
+        for resource in rule["resources"] as? [String] ?? [] {
+          rules.append(
+            Rule(
+              kind: kind, resource: resource, verbs: Set(rule["verbs"] as? [String] ?? []),
+              names: rule["resourceNames"] as? [String] ?? []))
+        }
+      }
+    }
+    return rules
+  }
+
+  @Test("bm-controller may list the leases of the handlers, by which it sees that one is silent")
+  func leases() throws {
+    let rules = try Self.rules("rbac/bm-controller.yaml")
+    #expect(rules.contains { $0.resource == "leases" && $0.verbs.contains("list") && $0.names.isEmpty })
+  }
+
+  @Test("Whoever writes events may read them: after a restart the same event is there already and is counted up")
+  func events() throws {
+    for file in ["rbac/bm-controller.yaml", "rbac/csi-controller.yaml"] {
+      let rules = try Self.rules(file).filter { $0.resource == "events" }
+      #expect(rules.contains { $0.verbs == ["get", "create", "patch"] }, "\(file)")
+    }
+  }
+
+  @Test("A handler reads and reports on its own host only, and writes no events")
+  func handler() throws {
+    let common = try Self.rules("rbac/bm-handler.yaml")
+    #expect(Set(common.map(\.resource)) == ["volumeattachments", "volumeattachments/status"])
+    let own = try Self.rules("hosts/bm-handler.yaml")
+    #expect(own.contains { $0.resource == "baremetalhosts/status" && $0.verbs.contains("patch") })
+    #expect(own.contains { $0.resource == "baremetalhosts" && $0.verbs == ["get", "list", "watch"] })
+    for rule in own where rule.verbs != ["create"] {
+      #expect(rule.names.count == 1 && rule.names.allSatisfy { $0.contains("${HOST}") }, "\(rule.resource)")
+    }
+  }
+}
