@@ -3,7 +3,10 @@ package import JSON
 /// A request as the Redfish service sees it, whatever server carries it.
 package struct RedfishRequest: Sendable {
   package var method: String
-  /// Without query; a trailing slash is taken off.
+  /// The longest path that is looked at, in bytes; those of the service are far shorter. Strangers choose it.
+  package static let pathMax = 1024
+
+  /// Without query; slashes at the end are taken off, where it is not longer than `pathMax`.
   package var path: String
   /// Names in lower case.
   package var headers: [String: String]
@@ -11,9 +14,11 @@ package struct RedfishRequest: Sendable {
 
   package init(method: String, path: String, headers: [String: String] = [:], body: [UInt8] = []) {
     self.method = method
-    var path = path
-    while path.count > 1, path.hasSuffix("/") { path.removeLast() }
-    self.path = path
+    var bytes = path.utf8[...]
+    if bytes.count <= RedfishRequest.pathMax {
+      while bytes.count > 1, bytes.last == UInt8(ascii: "/") { bytes.removeLast() }
+    }
+    self.path = String(Substring(bytes))
     self.headers = headers
     self.body = body
   }

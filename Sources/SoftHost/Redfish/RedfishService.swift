@@ -50,6 +50,9 @@ package actor RedfishService {
   }
 
   private func answer(_ request: RedfishRequest) async -> RedfishReply {
+    guard request.path.utf8.count <= RedfishRequest.pathMax else {
+      return .failure(414, "InvalidURI", "The address is longer than \(RedfishRequest.pathMax) bytes.")
+    }
     if let version = request.headers["odata-version"], version != "4.0" {
       return .failure(412, "PreconditionFailed", "OData-Version must be 4.0.")
     }
