@@ -47,12 +47,17 @@ private actor PaperChassis: ChassisControl {
 
   @Test func onlyTheRootAndSigningInArePublic() async throws {
     try await withService { service, _ in
-      for path in ["/redfish", "/redfish/v1", "/redfish/v1/", "/redfish/v1/odata"] {
-        #expect(await service.respond(to: RedfishRequest(method: "GET", path: path)).status == 200, "\(path)")
+      for path in ["/redfish", "/redfish/v1", "/redfish/v1/", "/redfish/v1/odata", "/redfish/v1/$metadata"] {
+        for method in ["GET", "HEAD"] {
+          let reply = await service.respond(to: RedfishRequest(method: method, path: path))
+          #expect(reply.status == 200, "\(method) \(path)")
+          #expect(reply.headers["ETag"] != nil)
+        }
       }
       for path in [
         system, "/redfish/v1/Systems", "/redfish/v1/Managers/1", "/redfish/v1/SessionService/Sessions", "/x",
       ] {
+        #expect(await service.respond(to: RedfishRequest(method: "HEAD", path: path)).status == 401, "\(path)")
         let reply = await service.respond(to: RedfishRequest(method: "GET", path: path))
         #expect(reply.status == 401, "\(path)")
         #expect(reply.headers["WWW-Authenticate"] != nil)
@@ -79,8 +84,46 @@ private actor PaperChassis: ChassisControl {
     }
   }
 
+  @Test func aRefusedMethodTellsThoseThatAreAllowed() async throws {
+    try await withService { service, _ in
+      let sessionsPath = "/redfish/v1/SessionService/Sessions"
+      let body: JSONValue = ["UserName": "admin", "Password": "secret"]
+      let made = await service.respond(to: RedfishRequest(method: "POST", path: sessionsPath, body: body.serialize()))
+      let session = try #require(made.headers["Location"])
+      for (method, path, allowed) in [
+        ("DELETE", system, "GET, HEAD, PATCH"), ("PUT", sessionsPath, "GET, HEAD, POST"),
+        ("PATCH", session, "GET, HEAD, DELETE"), ("GET", system + "/Actions/ComputerSystem.Reset", "POST"),
+        ("POST", "/redfish/v1/Chassis/1", "GET, HEAD"), ("PUT", "/redfish/v1", "GET, HEAD"),
+        ("DELETE", "/redfish", "GET, HEAD"), ("DELETE", "/redfish/v1/$metadata", "GET, HEAD"),
+      ] {
+        let reply = await service.respond(to: request(method, path))
+        #expect(reply.status == 405 && reply.headers["Allow"] == allowed, "\(method) \(path)")
+      }
+      for method in ["GET", "PUT", "DELETE"] {
+        #expect(await service.respond(to: request(method, "/redfish/v1/Nothing")).status == 404)
+      }
+    }
+  }
+
+  @Test func theMetadataIsWhereTheContextSays() async throws {
+    try await withService { service, _ in
+      let odata = await service.respond(to: RedfishRequest(method: "GET", path: "/redfish/v1/odata"))
+      let context = try #require(odata.body?["@odata.context"]?.stringValue)
+      let reply = await service.respond(to: RedfishRequest(method: "GET", path: context))
+      let content = try #require(reply.content)
+      #expect(content.type.hasPrefix("application/xml"))
+      let text = String(decoding: content.bytes, as: UTF8.self)
+      #expect(text.contains(#"<EntityContainer Name="Service" Extends="ServiceRoot.v1_0_0.ServiceContainer"/>"#))
+      let etag = try #require(reply.headers["ETag"])
+      let known = RedfishRequest(method: "GET", path: context, headers: ["if-none-match": etag])
+      let unchanged = await service.respond(to: known)
+      #expect(unchanged.status == 304 && unchanged.content == nil)
+    }
+  }
+
   @Test func everyLinkLeadsSomewhere() async throws {
     try await withService { service, _ in
+      let metadata = await service.respond(to: request("GET", "/redfish/v1/$metadata")).xml ?? ""
       var todo = ["/redfish/v1"]
       var seen = Set<String>()
       while let path = todo.popLast() {
@@ -91,6 +134,9 @@ private actor PaperChassis: ChassisControl {
         #expect(reply.headers["ETag"] != nil)
         let body = try #require(reply.body)
         #expect(body["@odata.id"] != nil && body["@odata.type"] != nil && body["Name"] != nil, "\(path)")
+        // "#ComputerSystem.v1_20_0.ComputerSystem" is in the namespace "ComputerSystem.v1_20_0".
+        let namespace = body["@odata.type"]?.stringValue?.dropFirst().split(separator: ".").dropLast() ?? []
+        #expect(metadata.contains("Namespace=\"\(namespace.joined(separator: "."))\""), "\(path)")
         func collect(_ value: JSONValue) {
           if let link = value["@odata.id"]?.stringValue {
             todo.append(RedfishRequest(method: "GET", path: link).path)
@@ -196,7 +242,7 @@ private actor PaperChassis: ChassisControl {
       #expect(await service.respond(to: request("POST", target, ["ResetType": "Explode"])).status == 400)
       #expect(await service.respond(to: request("POST", target, [:])).status == 400)
       #expect(await service.respond(to: request("POST", target, [])).status == 400)
-      #expect(await service.respond(to: request("GET", target)).status == 404)
+      #expect(await service.respond(to: request("GET", target)).status == 405)
       #expect(await service.respond(to: request("DELETE", system)).status == 405)
       #expect(await service.respond(to: request("GET", system)).body?["PowerState"] == "On")
     }

@@ -28,11 +28,19 @@ package struct RedfishReply: Sendable, Hashable {
   package var status: Int
   package var headers: [String: String] = [:]
   package var body: JSONValue?
+  /// A body that is no JSON, in place of `body`.
+  package var xml: String?
 
   package init(status: Int, headers: [String: String] = [:], body: JSONValue? = nil) {
     self.status = status
     self.headers = headers
     self.body = body
+  }
+
+  /// The body as it goes over the wire; nil where there is none.
+  package var content: (type: String, bytes: [UInt8])? {
+    if let xml { return ("application/xml; charset=utf-8", Array(xml.utf8)) }
+    return body.map { ("application/json; charset=utf-8", $0.serialize()) }
   }
 
   /// An error body as the specification wants it (DSP0266, 8.6).

@@ -28,12 +28,13 @@ package actor RedfishService {
     var reply = await answer(request)
     reply.headers["OData-Version"] = "4.0"
     reply.headers["Cache-Control"] = "no-cache"
-    if request.method == "GET" || request.method == "HEAD", reply.status == 200, let document = reply.body {
-      let etag = RedfishDocuments.etag(document)
+    if request.method == "GET" || request.method == "HEAD", reply.status == 200, let content = reply.content {
+      let etag = RedfishDocuments.etag(content.bytes)
       reply.headers["ETag"] = etag
       if let known = request.headers["if-none-match"], RedfishService.matches(known, etag) {
         reply.status = 304
         reply.body = nil
+        reply.xml = nil
       }
     }
     metrics.requests.increment(request.method, String(reply.status))
@@ -56,13 +57,18 @@ package actor RedfishService {
     if let version = request.headers["odata-version"], version != "4.0" {
       return .failure(412, "PreconditionFailed", "OData-Version must be 4.0.")
     }
-    // Public by the specification: the versions, the root, and signing in.
-    switch (request.method, request.path) {
+    // Public by the specification: the versions, the root, OData's two documents, and signing in. A HEAD may be asked
+    // wherever a GET may.
+    switch (request.method == "HEAD" ? "GET" : request.method, request.path) {
     case ("GET", "/redfish"): return RedfishReply(status: 200, body: ["v1": "/redfish/v1/"])
     case ("GET", RedfishDocuments.root):
       return RedfishReply(status: 200, body: RedfishDocuments.serviceRoot(await chassis.snapshot()))
     case ("GET", RedfishDocuments.root + "/odata"):
       return RedfishReply(status: 200, body: RedfishDocuments.serviceDocument)
+    case ("GET", RedfishMetadata.path):
+      var reply = RedfishReply(status: 200)
+      reply.xml = RedfishMetadata.document
+      return reply
     case ("POST", RedfishDocuments.sessions): return signIn(request)
     default: break
     }
@@ -130,18 +136,33 @@ package actor RedfishService {
     let path = request.path
     switch request.method {
     case "GET", "HEAD":
-      guard let document = await document(path) else { return .notFound }
-      return RedfishReply(status: 200, body: document)
-    case "POST" where path == RedfishDocuments.system + "/Actions/ComputerSystem.Reset":
+      if let document = await document(path) { return RedfishReply(status: 200, body: document) }
+    case "POST" where path == RedfishDocuments.resetTarget:
       return await reset(request)
     case "PATCH" where path == RedfishDocuments.system:
       return await patchSystem(request)
     case "DELETE" where path.hasPrefix(RedfishDocuments.sessions + "/"):
       let id = String(path.dropFirst(RedfishDocuments.sessions.count + 1))
       return sessions.remove(id) ? RedfishReply(status: 204) : .notFound
+    default: break
+    }
+    let methods = await methods(path)
+    guard !methods.isEmpty else { return .notFound }
+    return .failure(
+      405, "OperationNotAllowed", "\(request.method) is not possible here.",
+      headers: ["Allow": methods.joined(separator: ", ")])
+  }
+
+  /// The methods that may be used at an address; none where there is nothing.
+  private func methods(_ path: String) async -> [String] {
+    switch path {
+    case RedfishDocuments.resetTarget: return ["POST"]
+    case RedfishDocuments.system: return ["GET", "HEAD", "PATCH"]
+    case RedfishDocuments.sessions: return ["GET", "HEAD", "POST"]
+    case "/redfish", RedfishDocuments.root + "/odata", RedfishMetadata.path: return ["GET", "HEAD"]
     default:
-      guard await document(path) != nil else { return .notFound }
-      return .failure(405, "OperationNotAllowed", "\(request.method) is not possible here.", headers: ["Allow": "GET"])
+      guard await document(path) != nil else { return [] }
+      return path.hasPrefix(RedfishDocuments.sessions + "/") ? ["GET", "HEAD", "DELETE"] : ["GET", "HEAD"]
     }
   }
 
