@@ -173,10 +173,12 @@ private actor PaperChassis: ChassisControl {
     }
   }
 
+  private let account = AccountDigest(username: "admin", password: "secret")
+
   @Test func aSessionEndsWhenItIsNotUsed() {
     var sessions = Sessions(timeout: .seconds(10))
     let start = ContinuousClock.now
-    let made = sessions.make(user: "admin", now: start)
+    let made = sessions.make(user: "admin", account: account, now: start)
     guard let made else { return #expect(Bool(false)) }
     let early = sessions.use(made.token, now: start + .seconds(9))
     let renewed = sessions.use(made.token, now: start + .seconds(18))
@@ -189,11 +191,11 @@ private actor PaperChassis: ChassisControl {
     var sessions = Sessions(timeout: .seconds(10))
     let now = ContinuousClock.now
     for _ in 0..<Sessions.sessionsMax {
-      let session = sessions.make(user: "a", now: now)
+      let session = sessions.make(user: "a", account: account, now: now)
       #expect(session != nil)
     }
-    let refused = sessions.make(user: "a", now: now)
-    let later = sessions.make(user: "a", now: now + .seconds(11))
+    let refused = sessions.make(user: "a", account: account, now: now)
+    let later = sessions.make(user: "a", account: account, now: now + .seconds(11))
     #expect(refused == nil && later != nil)
   }
 
@@ -223,6 +225,39 @@ private actor PaperChassis: ChassisControl {
       #expect(locked.body?["error"]?["code"]?.stringValue?.contains("Locked") == true)
       let known = RedfishRequest(method: "GET", path: system, headers: ["x-auth-token": token])
       #expect(await service.respond(to: known).status == 200)
+    }
+  }
+
+  /// A session of an account that was removed, or has another password, is over; others are not.
+  @Test func aSessionEndsWithItsAccount() async throws {
+    try await withService { service, directory in
+      func signIn(_ user: String, _ password: String) async throws -> String {
+        let body: JSONValue = ["UserName": .string(user), "Password": .string(password)]
+        let reply = await service.respond(
+          to: RedfishRequest(method: "POST", path: "/redfish/v1/SessionService/Sessions", body: body.serialize()))
+        return try #require(reply.headers["X-Auth-Token"])
+      }
+      func status(_ token: String) async -> Int {
+        await service.respond(to: RedfishRequest(method: "GET", path: system, headers: ["x-auth-token": token])).status
+      }
+      let admin = try await signIn("admin", "secret")
+      let other = try await signIn("other", "pa:ss")
+      #expect(await status(admin) == 200)
+      #expect(await status(other) == 200)
+      // The other lines may move.
+      try directory.write("accounts", "other:pa:ss\nadmin:new\n")
+      #expect(await status(admin) == 401)
+      #expect(await status(other) == 200)
+      // It stays over when the password comes back: whoever had it signs in again.
+      try directory.write("accounts", "admin:secret\n")
+      #expect(await status(admin) == 401)
+      #expect(await status(other) == 401)
+      // A file that cannot be read ends no session.
+      let last = try await signIn("admin", "secret")
+      try directory.write("accounts", String(repeating: "x", count: 65 << 10))
+      #expect(await status(last) == 500)
+      try directory.write("accounts", "admin:secret\n")
+      #expect(await status(last) == 200)
     }
   }
 

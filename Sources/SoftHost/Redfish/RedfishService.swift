@@ -81,45 +81,69 @@ package actor RedfishService {
   /// Nil where the request carries a valid token or password.
   private func refusal(_ request: RedfishRequest) -> RedfishReply? {
     if let token = request.headers["x-auth-token"] {
-      guard sessions.use(token, now: .now) != nil else {
-        return .failure(401, "NoValidSession", "The session has ended or never was. Sign in again.")
+      let gone = RedfishReply.failure(401, "NoValidSession", "The session has ended or never was. Sign in again.")
+      guard let session = sessions.use(token, now: .now) else { return gone }
+      do {
+        // Who may not sign in any more, or not with that password, must not go on by having signed in before.
+        if try accounts.has(session.account) { return nil }
+      } catch {
+        return unreadable(error)
       }
-      return nil
+      _ = sessions.remove(session.id)
+      logger.notice("a session has ended with its account", metadata: ["user": "\(session.user.prefix(64))"])
+      return gone
     }
     guard let header = request.headers["authorization"], let (user, password) = BasicAuthorization.parse(header) else {
       return .failure(
         401, "ResourceAtUriUnauthorized", "Sign in, with a session or with Basic.",
         headers: ["WWW-Authenticate": "Basic realm=\"Redfish\""])
     }
-    return check(user: user, password: password)
+    switch check(user: user, password: password) {
+    case .allowed: return nil
+    case .refused(let reply): return reply
+    }
   }
 
-  private func check(user: String, password: String) -> RedfishReply? {
+  private enum Verdict {
+    case allowed(AccountDigest)
+    case refused(RedfishReply)
+  }
+
+  private func check(user: String, password: String) -> Verdict {
     let now = ContinuousClock.now
     guard !lockout.isLocked(user, now: now) else {
-      return .failure(401, "AccountLocked", "The account is locked after too many wrong passwords. Wait 30 seconds.")
+      return .refused(
+        .failure(401, "AccountLocked", "The account is locked after too many wrong passwords. Wait 30 seconds."))
     }
     do {
-      guard try accounts.allows(username: user, password: password) else {
+      guard let account = try accounts.account(username: user, password: password) else {
         lockout.failed(user, now: now)
         metrics.refusals.increment()
         logger.warning("wrong user name or password", metadata: ["user": "\(user.prefix(64))"])
-        return .failure(401, "ResourceAtUriUnauthorized", "The user name or the password is wrong.")
+        return .refused(.failure(401, "ResourceAtUriUnauthorized", "The user name or the password is wrong."))
       }
+      lockout.succeeded(user)
+      return .allowed(account)
     } catch {
-      logger.error("the credentials cannot be read", metadata: ["error": "\(error)"])
-      return .failure(500, "InternalError", "The accounts cannot be read.")
+      return .refused(unreadable(error))
     }
-    lockout.succeeded(user)
-    return nil
+  }
+
+  private func unreadable(_ error: any Error) -> RedfishReply {
+    logger.error("the credentials cannot be read", metadata: ["error": "\(error)"])
+    return .failure(500, "InternalError", "The accounts cannot be read.")
   }
 
   private func signIn(_ request: RedfishRequest) -> RedfishReply {
     guard let body = try? JSONValue.parse(request.body), let user = body["UserName"]?.stringValue,
       let password = body["Password"]?.stringValue
     else { return .failure(400, "MalformedJSON", "UserName and Password are needed, as JSON.") }
-    if let refusal = check(user: user, password: password) { return refusal }
-    guard let session = sessions.make(user: user, now: .now) else {
+    let account: AccountDigest
+    switch check(user: user, password: password) {
+    case .allowed(let digest): account = digest
+    case .refused(let reply): return reply
+    }
+    guard let session = sessions.make(user: user, account: account, now: .now) else {
       return .failure(
         503, "SessionLimitExceeded", "There is no room for another session.", headers: ["Retry-After": "30"])
     }
