@@ -9,7 +9,7 @@ extension Chassis {
 
   /// Takes over a QEMU that an earlier process left.
   func adopt() async {
-    guard let process = QEMUProcess.find(configuration) else {
+    guard let process = unconnected else {
       if record.isOn {
         logger.notice("the server lost its power while nobody looked")
         remember { $0.isOn = false }
@@ -21,20 +21,30 @@ extension Chassis {
       await powerGone(killing: process)
       return
     }
-    unconnected = process
     logger.notice("took over a running server", metadata: ["pid": "\(process.pid)"])
   }
 
   /// One look at everything. Returns for how long nothing needs to be looked at.
   func step(_ bus: BusDirectory) async -> Duration {
+    await endLingering()
     await connectIfNeeded(bus)
     await lookAtMachine()
     while !wishes.isEmpty {
       let wish = wishes.removeFirst()
       await carryOut(wish, bus)
     }
-    guard machine != nil else { return unconnected == nil ? Chassis.rescan : .milliseconds(500) }
+    guard machine != nil else { return unconnected == nil && !isLingering ? Chassis.rescan : .milliseconds(500) }
     return await bring(bus)
+  }
+
+  private func endLingering() async {
+    guard isLingering else { return }
+    do {
+      try await QEMUProcess.endAll(configuration)
+      isLingering = false
+    } catch {
+      logger.error("what is left of a start that failed cannot be ended", metadata: ["error": "\(error)"])
+    }
   }
 
   private func connectIfNeeded(_ bus: BusDirectory) async {
@@ -43,12 +53,14 @@ extension Chassis {
       unconnected = nil
       return lost("ended")
     }
+    // The power could not be cut when that was wanted: nothing but that is left to do with it.
+    guard record.isOn else { return await powerGone(killing: process) }
     do {
       let machine = try await Machine.connect(process, configuration: configuration, bell: bell)
       let isBeforeBoot = try await machine.isBeforeBoot()
       plugged = try await machine.plugged()
       // The power may have been cut meanwhile.
-      guard unconnected == process else { return }
+      guard unconnected === process else { return }
       self.machine = machine
       unconnected = nil
       if !machine.version.reconnectsAlways {
@@ -167,23 +179,30 @@ extension Chassis {
     transition = .poweringOn
     let begin = ContinuousClock.now
     remember { $0.isOn = true }
+    var process: QEMUProcess?
     do {
       if QEMUCommandLine.usesUEFI(configuration) { try prepareFirmwareVariables() }
       let acceleration = configuration.acceleration ?? Acceleration.detect()
       let commandLine = QEMUCommandLine(configuration, uuid: record.uuid, acceleration: acceleration)
-      let process = try await QEMUProcess.start(commandLine, configuration: configuration)
-      let machine = try await Machine.connect(process, configuration: configuration, bell: bell)
+      let begun = try await QEMUProcess.start(commandLine, configuration: configuration)
+      process = begun
+      let machine = try await Machine.connect(begun, configuration: configuration, bell: bell)
       self.machine = machine
       plugged = []
       attempts = PlugAttempts()
       started.ring()
       try await finishBoot(machine, bus)
       metrics.powerOnSeconds.observe(begin.duration(to: .now))
-      logger.notice("powered on", metadata: ["pid": "\(process.pid)", "accelerator": "\(acceleration.rawValue)"])
+      logger.notice("powered on", metadata: ["pid": "\(begun.pid)", "accelerator": "\(acceleration.rawValue)"])
     } catch {
-      if let process = QEMUProcess.find(configuration) { await powerGone(killing: process) }
-      machine = nil
       remember { $0.isOn = false }
+      if let process {
+        // Its own handle, because a process that is ending cannot be found by what it was started with.
+        await powerGone(killing: process)
+      } else {
+        isLingering = true
+        await endLingering()
+      }
       transition = nil
       throw error
     }

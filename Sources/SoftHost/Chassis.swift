@@ -40,6 +40,8 @@ package actor Chassis {
   var machine: Machine?
   /// A QEMU that runs, but whose monitor does not answer (yet).
   var unconnected: QEMUProcess?
+  /// Something of a QEMU may run that is no server: one whose start was cut short. Off is said when it is gone.
+  var isLingering = false
   var transition: Power?
   var wishes: [ResetType] = []
   var isRestartWanted = false
@@ -51,7 +53,8 @@ package actor Chassis {
   /// Wishes that may wait.
   static let wishesMax = 8
 
-  /// Opens the chassis' state. Throws `SoftHostError` where another process has it, or it cannot be built.
+  /// Opens the chassis' state. Throws `SoftHostError` where another process has it, where it cannot be built, and where
+  /// it cannot be told whether its server runs.
   package init(configuration: ChassisConfiguration, started: Doorbell, metrics: SoftHostMetrics, logger: Logger) throws
   {
     try configuration.validate()
@@ -73,6 +76,9 @@ package actor Chassis {
     lock = descriptor
     record = try ChassisRecord.load(configuration.stateFile)
     try record.save(configuration.stateFile)
+    // Here and not in `run`: nobody may read a server as off because it was not looked for yet.
+    unconnected = try QEMUProcess.find(configuration)
+    if unconnected == nil { isLingering = try !QEMUProcess.strays(configuration).isEmpty }
   }
 
   deinit { if lock >= 0 { close(lock) } }
@@ -156,6 +162,7 @@ package actor Chassis {
   /// The power as it is: off only when the process is gone.
   var power: Power {
     if let transition { return transition }
-    return machine != nil || unconnected != nil ? .on : .off
+    if machine != nil || unconnected != nil { return .on }
+    return isLingering ? .poweringOff : .off
   }
 }

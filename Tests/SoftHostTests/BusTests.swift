@@ -85,14 +85,6 @@ import TestSupport
     #expect(BusPlan(bus: [], plugged: plugged, kept: after, ports: 4).steps == [.unplug(id: "blk-00-a")])
   }
 
-  @Test func processesAreReadFromStat() {
-    let fields = "S 1 2 2 0 -1 4194560 1 0 0 0 5 6 0 0 20 0 3 0 12345 0 0"
-    let odd = ProcessStatus.parse("7 (a) Z (b) " + fields)
-    #expect(odd?.isZombie == false && odd?.threads == 3 && odd?.startTime == 12345)
-    #expect(ProcessStatus.parse("7 (qemu) Z" + fields.dropFirst())?.isZombie == true)
-    #expect(ProcessStatus.parse("") == nil && ProcessStatus.parse("7 (x) S 1") == nil)
-  }
-
   @Test func failuresAreTriedAgainLaterAndLater() {
     var attempts = PlugAttempts()
     var now = ContinuousClock.now

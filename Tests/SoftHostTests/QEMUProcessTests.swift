@@ -1,0 +1,88 @@
+import Glibc
+import JSON
+import SoftHost
+import TestSupport
+import Testing
+
+@Suite struct QEMUProcessTests {
+  @Test func hasEndedOnlyWhenTheKernelSaysSo() async throws {
+    let left = try LeftChassis(isOn: true)
+    #expect(try QEMUProcess.find(left.configuration) == nil)
+    let qemu = try FakeQEMU(left.configuration)
+    let process = try #require(try QEMUProcess.find(left.configuration))
+    #expect(process.isAlive && process.pid == qemu.process.pid)
+    try await process.kill()
+    // It is a zombie now, until this test asks how it ended.
+    #expect(!process.isAlive && kill(process.pid, 0) == 0)
+    #expect(try QEMUProcess.find(left.configuration) == nil)
+  }
+
+  @Test func anothersProcessIsNotTaken() throws {
+    let left = try LeftChassis(isOn: true)
+    for text in ["\(getpid())\n", "", "1\n", "x", "99999999\n", "99999999999999999999\n"] {
+      try left.directory.write("state/qemu.pid", text)
+      #expect(try QEMUProcess.find(left.configuration) == nil, "\(text)")
+    }
+  }
+
+  /// Nobody may take a chassis for switched off that only could not look.
+  @Test func whatCannotBeReadIsNotGone() throws {
+    let left = try LeftChassis(isOn: true)
+    try #require(mkdir(left.directory.file("state/qemu.pid"), 0o700) == 0)
+    #expect(throws: SoftHostError.self) { try QEMUProcess.find(left.configuration) }
+    #expect(throws: SoftHostError.self) { try left.open() }
+    #expect(left.record?["power"] == "on")
+  }
+
+  @Test func theLimitOfOpenFilesIsRaised() throws {
+    let resource = __rlimit_resource_t(RLIMIT_NOFILE.rawValue)
+    var before = rlimit()
+    try #require(getrlimit(resource, &before) == 0)
+    var low = before
+    low.rlim_cur = min(before.rlim_cur, before.rlim_max, rlim_t(FileLimit.most)) - 1
+    try #require(setrlimit(resource, &low) == 0)
+    FileLimit.raise()
+    var after = rlimit()
+    #expect(getrlimit(resource, &after) == 0)
+    #expect(after.rlim_cur == min(before.rlim_max, rlim_t(FileLimit.most)) && after.rlim_max == before.rlim_max)
+    // What is higher already stays.
+    setrlimit(resource, &before)
+    FileLimit.raise()
+    #expect(getrlimit(resource, &after) == 0 && after.rlim_cur >= before.rlim_cur)
+  }
+}
+
+/// A chassis and what it finds when it starts.
+@Suite struct AdoptionTests {
+  @Test func aServerThatGoesOnIsOnFromTheFirstMoment() async throws {
+    let left = try LeftChassis(isOn: true)
+    let qemu = try FakeQEMU(left.configuration)
+    let chassis = try left.open()
+    #expect(await chassis.snapshot().power == .on)
+    #expect(qemu.process.isRunning)
+  }
+
+  @Test func aServerThatShouldBeOffIsEnded() async throws {
+    let left = try LeftChassis(isOn: false)
+    let qemu = try FakeQEMU(left.configuration)
+    try await left.withRunning { chassis in
+      try await eventually { await chassis.snapshot().power == .off }
+      #expect(!qemu.process.isRunning)
+    }
+  }
+
+  /// A start that was cut short leaves a QEMU without a pid file: off is said when that is gone.
+  @Test func aStrayIsEndedBeforeOffIsSaid() async throws {
+    let left = try LeftChassis(isOn: true)
+    let qemu = try FakeQEMU(left.configuration, hasPIDFile: false)
+    try await left.withRunning { chassis in
+      try await eventually {
+        let wasRunning = qemu.process.isRunning
+        let power = await chassis.snapshot().power
+        #expect(power == .poweringOff || (power == .off && !qemu.process.isRunning), "\(power) \(wasRunning)")
+        return power == .off
+      }
+    }
+    #expect(left.record?["power"] == "off")
+  }
+}
