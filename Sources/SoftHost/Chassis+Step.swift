@@ -29,7 +29,7 @@ extension Chassis {
     await endLingering()
     await connectIfNeeded(bus)
     await lookAtMachine()
-    while !wishes.isEmpty {
+    while !wishes.isEmpty, !Task.isCancelled {
       let wish = wishes.removeFirst()
       await carryOut(wish, bus)
     }
@@ -71,7 +71,7 @@ extension Chassis {
       started.ring()
       if isBeforeBoot { try await finishBoot(machine, bus) }
     } catch {
-      guard process.isAlive else { return }
+      guard process.isAlive, !Task.isCancelled else { return }
       logger.warning("the monitor of QEMU does not answer", metadata: ["error": "\(error)"])
     }
   }
@@ -160,6 +160,8 @@ extension Chassis {
         try await machine?.interrupt()
       }
     } catch {
+      // It is this process that ends; what it was doing is taken up by the next one.
+      if Task.isCancelled { return }
       logger.error("reset failed", metadata: ["type": "\(wish.rawValue)", "error": "\(error)"])
       if machine == nil && unconnected == nil { transition = nil }
     }
@@ -195,6 +197,8 @@ extension Chassis {
       metrics.powerOnSeconds.observe(begin.duration(to: .now))
       logger.notice("powered on", metadata: ["pid": "\(begun.pid)", "accelerator": "\(acceleration.rawValue)"])
     } catch {
+      // The server goes on when this process ends: the next one finds it, before its first instruction or after.
+      if Task.isCancelled { throw error }
       remember { $0.isOn = false }
       if let process {
         // Its own handle, because a process that is ending cannot be found by what it was started with.

@@ -204,6 +204,30 @@ import TestSupport
     }
   }
 
+  /// A softhost that is told to end while it switches a server on leaves that to the next one.
+  @Test func stoppedInTheMiddleOfPowerOn() async throws {
+    try await withTestServer { server in
+      try await server.addDisk("blk-00-root", source: TinyImage.path())
+      // A card that cannot be plugged holds up the power on for three seconds: `lo` is no tap.
+      try server.directory.write("bus/nic-00-x.json", #"{"mac": "02:00:00:00:00:09", "tap": "lo"}"#)
+      try server.start()
+      try await server.withBMC { bmc in try await bmc.setPower(.on) }
+      try await eventually(server.output) {
+        server.output.contains("msg=plugged function=blk-00-root") && server.output.contains("bus problem")
+      }
+      let first = try #require(server.qemu)
+      #expect(try await server.terminate() == .code(0))
+      #expect(server.qemu == first)
+      #expect(!server.output.contains("msg=\"powered on\""), "the power on was over before the end")
+      try server.start()
+      try await server.withBMC { bmc in
+        try await started(server, 1)
+        #expect(try await bmc.power() == .on)
+        #expect(server.qemu == first)
+      }
+    }
+  }
+
   @Test func killedInTheMiddleOfPowerOn() async throws {
     try await withTestServer { server in
       try await server.addDisk("blk-00-root", source: TinyImage.path())
