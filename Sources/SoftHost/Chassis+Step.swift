@@ -29,12 +29,14 @@ extension Chassis {
     await endLingering()
     await connectIfNeeded(bus)
     await lookAtMachine()
+    await bootIfOwed(bus)
     while !wishes.isEmpty, !Task.isCancelled {
       let wish = wishes.removeFirst()
       await carryOut(wish, bus)
     }
     guard machine != nil else { return unconnected == nil && !isLingering ? Chassis.rescan : .milliseconds(500) }
-    return await bring(bus)
+    let pause = await bring(bus)
+    return isBootOwed ? min(pause, .milliseconds(500)) : pause
   }
 
   private func endLingering() async {
@@ -62,6 +64,7 @@ extension Chassis {
       // The power may have been cut meanwhile.
       guard unconnected === process else { return }
       self.machine = machine
+      isBootOwed = isBeforeBoot
       unconnected = nil
       if !machine.version.reconnectsAlways {
         logger.warning(
@@ -69,10 +72,21 @@ extension Chassis {
           metadata: ["version": "\(machine.version)"])
       }
       started.ring()
-      if isBeforeBoot { try await finishBoot(machine, bus) }
     } catch {
       guard process.isAlive, !Task.isCancelled else { return }
       logger.warning("the monitor of QEMU does not answer", metadata: ["error": "\(error)"])
+    }
+  }
+
+  /// Lets a machine that was found before its first instruction go; where that fails the next step tries again.
+  private func bootIfOwed(_ bus: BusDirectory) async {
+    guard isBootOwed, let machine, !machine.signals.isDisconnected, !machine.signals.hasShutDown else { return }
+    do {
+      try await finishBoot(machine, bus)
+      isBootOwed = false
+    } catch {
+      if Task.isCancelled { return }
+      logger.warning("the server cannot be let go", metadata: ["error": "\(error)"])
     }
   }
 
@@ -190,6 +204,7 @@ extension Chassis {
       process = begun
       let machine = try await Machine.connect(begun, configuration: configuration, bell: bell)
       self.machine = machine
+      isBootOwed = false
       plugged = []
       attempts = PlugAttempts()
       started.ring()

@@ -42,6 +42,8 @@ package actor Chassis {
   var unconnected: QEMUProcess?
   /// Something of a QEMU may run that is no server: one whose start was cut short. Off is said when it is gone.
   var isLingering = false
+  /// The machine was found before its first instruction and has not been let go yet.
+  var isBootOwed = false
   var transition: Power?
   var wishes: [ResetType] = []
   var isRestartWanted = false

@@ -1,6 +1,7 @@
 import Glibc
 import JSON
 import SoftHost
+import Synchronization
 import TestSupport
 import Testing
 
@@ -59,6 +60,28 @@ import Testing
     let qemu = try FakeQEMU(left.configuration)
     let chassis = try left.open()
     #expect(await chassis.snapshot().power == .on)
+    #expect(qemu.process.isRunning)
+  }
+
+  /// A server that was found before its first instruction is let go until it goes.
+  @Test func aServerThatDoesNotGoAtOnceIsLetGoAgain() async throws {
+    let left = try LeftChassis(isOn: true)
+    let refusals = Mutex(2)
+    let qemu = try FakeQEMU(left.configuration, status: "prelaunch") { command, reply in
+      guard command == "cont", refusals.withLock({ $0 > 0 }) else { return false }
+      refusals.withLock { $0 -= 1 }
+      reply(FakeQEMU.refused)
+      return true
+    }
+    try await left.withRunning { chassis in
+      try await eventually { qemu.commands.count { $0 == "cont" } == 3 }
+      #expect(await chassis.snapshot().power == .on)
+      // It goes: nobody tells it a fourth time, also not when everything is looked at again.
+      let looks = qemu.commands.count
+      try await chassis.reset(.nmi)
+      try await eventually { qemu.commands.dropFirst(looks).contains("inject-nmi") }
+      #expect(qemu.commands.count { $0 == "cont" } == 3)
+    }
     #expect(qemu.process.isRunning)
   }
 
