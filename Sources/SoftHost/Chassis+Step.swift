@@ -82,7 +82,7 @@ extension Chassis {
   private func bootIfOwed(_ bus: BusDirectory) async {
     guard isBootOwed, let machine, !machine.signals.isDisconnected, !machine.signals.hasShutDown else { return }
     do {
-      try await finishBoot(machine, bus)
+      try await finishBoot(machine, record.boot, bus)
       isBootOwed = false
     } catch {
       if Task.isCancelled { return }
@@ -194,6 +194,7 @@ extension Chassis {
   private func powerOn(_ bus: BusDirectory) async throws {
     transition = .poweringOn
     let begin = ContinuousClock.now
+    let boot = record.boot
     remember { $0.isOn = true }
     var process: QEMUProcess?
     do {
@@ -208,7 +209,7 @@ extension Chassis {
       plugged = []
       attempts = PlugAttempts()
       started.ring()
-      try await finishBoot(machine, bus)
+      try await finishBoot(machine, boot, bus)
       metrics.powerOnSeconds.observe(begin.duration(to: .now))
       logger.notice("powered on", metadata: ["pid": "\(begun.pid)", "accelerator": "\(acceleration.rawValue)"])
     } catch {
@@ -228,7 +229,11 @@ extension Chassis {
   }
 
   /// Plugs what is on the bus and lets the machine run its first instruction.
-  private func finishBoot(_ machine: Machine, _ bus: BusDirectory) async throws {
+  ///
+  /// - Parameter boot: where it starts from; a setting for one boot is spent by it.
+  private func finishBoot(_ machine: Machine, _ boot: BootSetting, _ bus: BusDirectory) async throws {
+    bootInProgress = boot
+    defer { bootInProgress = nil }
     // A back end that is just being restarted gets a moment; the rest is plugged when it comes.
     let deadline = ContinuousClock.now + .seconds(3)
     while true {
@@ -237,7 +242,8 @@ extension Chassis {
       try await Task.sleep(for: min(pause, .milliseconds(200)))
     }
     try await machine.boot()
-    if record.boot.enabled == .once { remember { $0.boot = BootSetting() } }
+    // Another setting has come while this boot was prepared, so it has not been used.
+    if boot.enabled == .once && record.boot == boot { remember { $0.boot = BootSetting() } }
     transition = nil
   }
 
@@ -324,7 +330,10 @@ extension Chassis {
     }
   }
 
-  private var bootsFromNetwork: Bool { record.boot.enabled != .disabled && record.boot.target == .network }
+  private var bootsFromNetwork: Bool {
+    let boot = bootInProgress ?? record.boot
+    return boot.enabled != .disabled && boot.target == .network
+  }
 
   /// Disks in the order of their numbers; network cards only where the BMC was told to boot from them, and then first.
   private func bootIndex(_ function: BusFunction) -> Int? {

@@ -44,6 +44,8 @@ package actor Chassis {
   var isLingering = false
   /// The machine was found before its first instruction and has not been let go yet.
   var isBootOwed = false
+  /// Where the boot that is being prepared starts from. The record may be changed meanwhile: that is for the next one.
+  var bootInProgress: BootSetting?
   var transition: Power?
   var wishes: [ResetType] = []
   var isRestartWanted = false

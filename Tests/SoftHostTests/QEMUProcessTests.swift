@@ -85,6 +85,35 @@ import Testing
     #expect(qemu.process.isRunning)
   }
 
+  /// A setting for one boot is spent by the boot that used it, and not by one that was under way when it came.
+  @Test func aBootSettingIsSpentByItsOwnBoot() async throws {
+    let disk = BootSetting(enabled: .once, target: .disk)
+    let network = BootSetting(enabled: .once, target: .network)
+    for (later, expected) in [(network, network), (nil, BootSetting())] as [(BootSetting?, BootSetting)] {
+      let left = try LeftChassis(isOn: true, boot: disk)
+      let opened = Mutex<Chassis?>(nil)
+      let isBooted = Mutex(false)
+      let qemu = try FakeQEMU(left.configuration, status: "prelaunch") { command, reply in
+        guard command == "cont" else { return false }
+        Task { @Sendable in
+          let chassis = try await eventualValue { opened.withLock { $0 } }
+          if let later { try await chassis.setBoot(later) }
+          reply(FakeQEMU.done)
+          isBooted.withLock { $0 = true }
+        }
+        return true
+      }
+      try await left.withRunning { chassis in
+        opened.withLock { $0 = chassis }
+        try await eventually { isBooted.withLock { $0 } }
+        // One more look at everything, so that the boot is over.
+        try await chassis.reset(.nmi)
+        try await eventually { qemu.commands.contains("inject-nmi") }
+        #expect(await chassis.snapshot().boot == expected)
+      }
+    }
+  }
+
   @Test func aServerThatShouldBeOffIsEnded() async throws {
     let left = try LeftChassis(isOn: false)
     let qemu = try FakeQEMU(left.configuration)
