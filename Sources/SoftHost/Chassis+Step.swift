@@ -35,6 +35,8 @@ extension Chassis {
       await carryOut(wish, bus)
     }
     guard machine != nil else { return unconnected == nil && !isLingering ? Chassis.rescan : .milliseconds(500) }
+    // A guest that has powered off but whose machine does not end needs no disks, only another attempt.
+    if machine?.signals.hasShutDown == true { return .milliseconds(500) }
     let pause = await bring(bus)
     return isBootOwed ? min(pause, .milliseconds(500)) : pause
   }
@@ -56,7 +58,11 @@ extension Chassis {
       return lost("ended")
     }
     // The power could not be cut when that was wanted: nothing but that is left to do with it.
-    guard record.isOn else { return await powerGone(killing: process) }
+    guard record.isOn else {
+      await powerGone(killing: process)
+      if unconnected == nil, restart.take() { wishes.insert(.on, at: 0) }
+      return
+    }
     do {
       let machine = try await Machine.connect(process, configuration: configuration, bell: bell)
       let isBeforeBoot = try await machine.isBeforeBoot()
@@ -93,18 +99,17 @@ extension Chassis {
   private func lookAtMachine() async {
     guard let machine else { return }
     let signals = machine.signals
+    if signals.hasShutDown { restart.poweredOff(now: .now) }
     if !machine.process.isAlive {
       self.machine = nil
       return lost("ended")
     }
     if signals.hasShutDown {
-      let again = isRestartWanted
-      isRestartWanted = false
-      logger.notice("the guest has powered off")
+      if record.isOn { logger.notice("the guest has powered off") }
       remember { $0.isOn = false }
+      // Until it has ended, which may take another attempt: it is not off yet, but not on any more either.
       transition = .poweringOff
-      await end(machine)
-      if again { wishes.insert(.on, at: 0) }
+      if await end(machine), restart.take() { wishes.insert(.on, at: 0) }
       return
     }
     if signals.isDisconnected {
@@ -118,19 +123,22 @@ extension Chassis {
     if transition != .poweringOff { logger.error("QEMU \(what) by itself: the server is off") }
     transition = nil
     plugged = []
-    isRestartWanted = false
     // A power cycle has cut the power and is about to give it again.
     if wishes.first != .powerCycle { remember { $0.isOn = false } }
+    if restart.take() { wishes.insert(.on, at: 0) }
   }
 
-  private func end(_ machine: Machine) async {
+  /// Ends a machine in order. False where it does not go.
+  private func end(_ machine: Machine) async -> Bool {
     do {
       try await machine.quit()
       self.machine = nil
       plugged = []
       transition = nil
+      return true
     } catch {
-      logger.error("QEMU does not end", metadata: ["error": "\(error)"])
+      if !Task.isCancelled { logger.error("QEMU does not end", metadata: ["error": "\(error)"]) }
+      return false
     }
   }
 
@@ -152,10 +160,11 @@ extension Chassis {
     do {
       switch wish {
       case .on:
-        isRestartWanted = false
+        if isEnding { return restart.demand() }
+        restart.forget()
         if machine == nil && unconnected == nil { try await powerOn(bus) } else { transition = nil }
       case .forceOff:
-        isRestartWanted = false
+        restart.forget()
         remember { $0.isOn = false }
         if let process = machine?.process ?? unconnected { await powerGone(killing: process) }
         transition = nil
@@ -165,11 +174,12 @@ extension Chassis {
         // An override is looked at when power comes, so a restart with one is a cycle.
         if record.boot.enabled == .disabled { try await machine?.reset() } else { try await cycle(bus) }
       case .gracefulShutdown:
-        isRestartWanted = false
+        restart.forget()
         try await machine?.pressPowerButton()
       case .gracefulRestart:
-        isRestartWanted = true
-        try await machine?.pressPowerButton()
+        guard let machine else { return }
+        restart.ask(now: .now)
+        try await machine.pressPowerButton()
       case .nmi:
         try await machine?.interrupt()
       }
@@ -182,7 +192,7 @@ extension Chassis {
   }
 
   private func cycle(_ bus: BusDirectory) async throws {
-    isRestartWanted = false
+    restart.forget()
     transition = .poweringOff
     if let process = machine?.process ?? unconnected { await powerGone(killing: process) }
     guard machine == nil, unconnected == nil else { return }

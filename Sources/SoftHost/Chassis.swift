@@ -48,7 +48,7 @@ package actor Chassis {
   var bootInProgress: BootSetting?
   var transition: Power?
   var wishes: [ResetType] = []
-  var isRestartWanted = false
+  var restart = RestartWish()
   var plugged: [BusPlan.Plugged] = []
   var attempts = PlugAttempts()
   var problems: Set<String> = []
@@ -136,6 +136,7 @@ package actor Chassis {
     if type == .forceOff || type == .powerCycle, let process = machine?.process ?? unconnected {
       wishes.removeAll()
       transition = .poweringOff
+      restart.forget()
       if type == .forceOff { remember { $0.isOn = false } }
       process.signalKill()
     } else if type == .on, !isOn {
@@ -163,8 +164,12 @@ package actor Chassis {
     }
   }
 
+  /// What is there of the server is only waiting to be gone: its guest has powered off, or its power was to be cut.
+  var isEnding: Bool { machine?.signals.hasShutDown ?? (unconnected != nil && !record.isOn) }
+
   /// The power as it is: off only when the process is gone.
   var power: Power {
+    if isEnding { return .poweringOff }
     if let transition { return transition }
     if machine != nil || unconnected != nil { return .on }
     return isLingering ? .poweringOff : .off

@@ -85,6 +85,34 @@ import TestSupport
     #expect(BusPlan(bus: [], plugged: plugged, kept: after, ports: 4).steps == [.unplug(id: "blk-00-a")])
   }
 
+  @Test func aGracefulRestartIsNotWantedForEver() {
+    let start = ContinuousClock.now
+    var wish = RestartWish()
+    wish.poweredOff(now: start)
+    let unasked = wish.take()
+    #expect(!unasked)
+    wish.ask(now: start)
+    wish.poweredOff(now: start + .seconds(299))
+    // Said again while the machine does not end: later than the patience, but the guest has done what it was asked to.
+    wish.poweredOff(now: start + .seconds(400))
+    let asked = wish.take()
+    let twice = wish.take()
+    #expect(asked && !twice)
+    // A guest that ignored its button, and is powered off by its owner hours later, stays off.
+    wish.ask(now: start)
+    wish.poweredOff(now: start + .seconds(7200))
+    let late = wish.take()
+    #expect(!late)
+    wish.ask(now: start)
+    wish.forget()
+    wish.poweredOff(now: start)
+    let forgotten = wish.take()
+    #expect(!forgotten)
+    wish.demand()
+    let demanded = wish.take()
+    #expect(demanded)
+  }
+
   @Test func failuresAreTriedAgainLaterAndLater() {
     var attempts = PlugAttempts()
     var now = ContinuousClock.now

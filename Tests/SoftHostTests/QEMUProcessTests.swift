@@ -114,12 +114,20 @@ import Testing
     }
   }
 
-  @Test func aServerThatShouldBeOffIsEnded() async throws {
-    let left = try LeftChassis(isOn: false)
-    let qemu = try FakeQEMU(left.configuration)
+  /// Neither a server that was to be off nor one whose guest has powered off is told as on, and off only when it ended.
+  @Test(arguments: [false, true]) func aServerThatShouldBeOffIsEnded(isOn: Bool) async throws {
+    let left = try LeftChassis(isOn: isOn)
+    // It takes the command to quit, and stays.
+    let qemu = try FakeQEMU(left.configuration, status: isOn ? "shutdown" : "running")
     try await left.withRunning { chassis in
-      try await eventually { await chassis.snapshot().power == .off }
-      #expect(!qemu.process.isRunning)
+      // Where nothing but its monitor knows, that has to be asked first.
+      if isOn { try await eventually { await chassis.snapshot().power != .on } }
+      try await eventually {
+        let power = await chassis.snapshot().power
+        #expect(power == .poweringOff || (power == .off && !qemu.process.isRunning))
+        return power == .off
+      }
+      #expect(left.record?["power"] == "off")
     }
   }
 
