@@ -71,7 +71,7 @@ package actor Chassis {
     let path = configuration.stateDirectory + "/lock"
     let descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
     guard descriptor >= 0 else { throw TextFile.failure("open \(path)", errno) }
-    guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
+    guard Chassis.takeLock(descriptor) else {
       close(descriptor)
       throw SoftHostError(
         .conflict, operation: "open the chassis \(configuration.name)",
@@ -86,6 +86,15 @@ package actor Chassis {
   }
 
   deinit { if lock >= 0 { close(lock) } }
+
+  /// A process that was killed while it started a program shares its lock with that one's beginnings for a moment.
+  private static func takeLock(_ descriptor: CInt) -> Bool {
+    for _ in 0..<50 {
+      if flock(descriptor, LOCK_EX | LOCK_NB) == 0 { return true }
+      usleep(20_000)
+    }
+    return false
+  }
 
   private static func makeDirectory(_ path: String, mode: mode_t) throws {
     var made = ""

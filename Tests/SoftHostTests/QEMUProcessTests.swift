@@ -1,3 +1,4 @@
+import Dispatch
 import Glibc
 import JSON
 import SoftHost
@@ -55,6 +56,18 @@ import Testing
 
 /// A chassis and what it finds when it starts.
 @Suite struct AdoptionTests {
+  /// What a killed softhost had just forked holds its lock for a moment longer than it.
+  @Test func aLockThatIsAboutToBeGivenBackIsWaitedFor() async throws {
+    let left = try LeftChassis(isOn: false)
+    let path = left.directory.file("state/lock")
+    try left.directory.write("state/lock", "")
+    let held = open(path, O_RDWR | O_CLOEXEC)
+    try #require(held >= 0 && flock(held, LOCK_EX | LOCK_NB) == 0)
+    #expect(throws: SoftHostError.self) { try left.open() }
+    DispatchQueue.global().asyncAfter(deadline: .now() + .milliseconds(100)) { close(held) }
+    _ = try left.open()
+  }
+
   @Test func aServerThatGoesOnIsOnFromTheFirstMoment() async throws {
     let left = try LeftChassis(isOn: true)
     let qemu = try FakeQEMU(left.configuration)
