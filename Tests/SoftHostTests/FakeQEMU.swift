@@ -35,6 +35,11 @@ final class FakeQEMU: Sendable {
     let monitor = configuration.stateDirectory + "/qmp.sock"
     process = try ChildProcess(
       "sh", ["-c", "while :; do sleep 60; done", "qemu", "socket,id=monitor0,path=\(monitor),server=on,wait=off"])
+    // A program has no command line in the first moment after it was started; a QEMU with a pid file has.
+    for _ in 0..<5000 {
+      if contentsOfFile("/proc/\(process.pid)/cmdline")?.contains(monitor) == true { break }
+      usleep(1000)
+    }
     if hasPIDFile {
       let file = open(configuration.stateDirectory + "/qemu.pid", O_WRONLY | O_CREAT | O_TRUNC, 0o600)
       let text = Array("\(process.pid)\n".utf8)
