@@ -75,7 +75,8 @@ package final class JSONConnection: Sendable {
     queue.async { self.flush() }
   }
 
-  /// Stops receiving until `unpause`; the peer then feels back-pressure.
+  /// Stops receiving until `unpause`; the peer then feels back-pressure. Called within `onValue` it counts at once:
+  /// values that arrived together with that one wait as bytes.
   package func pause() {
     state.withLock { state in
       guard !state.isPaused, !state.isClosed else { return }
@@ -85,11 +86,15 @@ package final class JSONConnection: Sendable {
   }
 
   package func unpause() {
-    state.withLock { state in
-      guard state.isPaused else { return }
+    let wasPaused = state.withLock { state -> Bool in
+      guard state.isPaused else { return false }
       state.isPaused = false
       state.reader?.source.resume()
+      return true
     }
+    guard wasPaused else { return }
+    // What arrived before the pause may be all there is: the socket need not become readable again.
+    queue.async { self.deliver() }
   }
 
   /// Closes the connection; `onClose` follows on the queue.
@@ -108,6 +113,8 @@ package final class JSONConnection: Sendable {
   }
 
   private func readable() {
+    // Bytes are taken only when those before them are used up, so that not more than one chunk waits.
+    guard deliver() else { return }
     var chunk = [UInt8](repeating: 0, count: 1 << 16)
     let count = chunk.withUnsafeMutableBytes { recv(fd, $0.baseAddress, $0.count, 0) }
     if count < 0 {
@@ -118,12 +125,23 @@ package final class JSONConnection: Sendable {
       return finish(JSONRPCError(code: .closed, operation: "receive", message: "the peer closed the connection"))
     }
     state.withLock { $0.splitter.append(chunk[..<count]) }
+    deliver()
+  }
+
+  /// Hands on the values that have arrived. False where some are left because of a pause, or the connection has ended.
+  @discardableResult
+  private func deliver() -> Bool {
     while true {
       do {
-        guard let value = try state.withLock({ try $0.isClosed ? nil : $0.splitter.next() }) else { return }
+        let (value, isReceiving) = try state.withLock { state -> (JSONValue?, Bool) in
+          guard !state.isClosed, !state.isPaused else { return (nil, false) }
+          return (try state.splitter.next(), true)
+        }
+        guard let value else { return isReceiving }
         onValue(value)
       } catch {
-        return finish(JSONRPCError(code: .malformed, operation: "receive", message: "the peer sent \(error)"))
+        finish(JSONRPCError(code: .malformed, operation: "receive", message: "the peer sent \(error)"))
+        return false
       }
     }
   }

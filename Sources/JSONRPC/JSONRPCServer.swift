@@ -22,6 +22,8 @@ public final class JSONRPCServer: Sendable {
   /// How many clients may be connected, and how many requests one of them may have open.
   public static let maximumConnections = 64
   public static let maximumOpenRequests = 256
+  /// How many texts of one client may wait for their turn; then the client is held back.
+  public static let maximumWaiting = 32
 
   public let path: String
   private let handler: Handler
@@ -80,7 +82,12 @@ public final class JSONRPCServer: Sendable {
       adopting: fd, maximumLength: maximumLength,
       onValue: { [weak self] value in
         guard let self, let connection = client.connection else { return }
-        queue.async { self.receive(value, connection, client) }
+        // Counted here and not on the server's queue: a handler that takes its time would let them pile up there.
+        client.arrived()
+        queue.async {
+          self.receive(value, connection, client)
+          client.taken()
+        }
       },
       onClose: { [weak self] _ in
         guard let self, let connection = client.connection else { return }
@@ -97,10 +104,28 @@ public final class JSONRPCServer: Sendable {
     private struct State {
       var connection: JSONConnection?
       var openRequests = 0
+      var waiting = 0
     }
     private let state = Mutex(State())
     var connection: JSONConnection? { state.withLock { $0.connection } }
     func set(_ connection: JSONConnection?) { state.withLock { $0.connection = connection } }
+
+    // Pausing and going on happen inside the lock, so that they keep the order of what caused them.
+
+    /// Counts a text that waits for its turn.
+    func arrived() {
+      state.withLock { state in
+        state.waiting += 1
+        if state.waiting >= JSONRPCServer.maximumWaiting { state.connection?.pause() }
+      }
+    }
+
+    func taken() {
+      state.withLock { state in
+        state.waiting -= 1
+        if state.waiting <= JSONRPCServer.maximumWaiting / 2 { state.connection?.unpause() }
+      }
+    }
 
     /// Counts a request in; false where the client has too many.
     func open() -> Bool {

@@ -9,7 +9,7 @@ extension Chassis {
 
   /// Takes over a QEMU that an earlier process left.
   func adopt() async {
-    guard let process = QEMUProcess.find(configuration) else {
+    guard let process = unconnected else {
       if record.isOn {
         logger.notice("the server lost its power while nobody looked")
         remember { $0.isOn = false }
@@ -21,20 +21,34 @@ extension Chassis {
       await powerGone(killing: process)
       return
     }
-    unconnected = process
     logger.notice("took over a running server", metadata: ["pid": "\(process.pid)"])
   }
 
   /// One look at everything. Returns for how long nothing needs to be looked at.
   func step(_ bus: BusDirectory) async -> Duration {
+    await endLingering()
     await connectIfNeeded(bus)
     await lookAtMachine()
-    while !wishes.isEmpty {
+    await bootIfOwed(bus)
+    while !wishes.isEmpty, !Task.isCancelled {
       let wish = wishes.removeFirst()
       await carryOut(wish, bus)
     }
-    guard machine != nil else { return unconnected == nil ? Chassis.rescan : .milliseconds(500) }
-    return await bring(bus)
+    guard machine != nil else { return unconnected == nil && !isLingering ? Chassis.rescan : .milliseconds(500) }
+    // A guest that has powered off but whose machine does not end needs no disks, only another attempt.
+    if machine?.signals.hasShutDown == true { return .milliseconds(500) }
+    let pause = await bring(bus)
+    return isBootOwed ? min(pause, .milliseconds(500)) : pause
+  }
+
+  private func endLingering() async {
+    guard isLingering else { return }
+    do {
+      try await QEMUProcess.endAll(configuration)
+      isLingering = false
+    } catch {
+      logger.error("what is left of a start that failed cannot be ended", metadata: ["error": "\(error)"])
+    }
   }
 
   private func connectIfNeeded(_ bus: BusDirectory) async {
@@ -43,13 +57,20 @@ extension Chassis {
       unconnected = nil
       return lost("ended")
     }
+    // The power could not be cut when that was wanted: nothing but that is left to do with it.
+    guard record.isOn else {
+      await powerGone(killing: process)
+      if unconnected == nil, restart.take() { wishes.insert(.on, at: 0) }
+      return
+    }
     do {
       let machine = try await Machine.connect(process, configuration: configuration, bell: bell)
       let isBeforeBoot = try await machine.isBeforeBoot()
       plugged = try await machine.plugged()
       // The power may have been cut meanwhile.
-      guard unconnected == process else { return }
+      guard unconnected === process else { return }
       self.machine = machine
+      isBootOwed = isBeforeBoot
       unconnected = nil
       if !machine.version.reconnectsAlways {
         logger.warning(
@@ -57,28 +78,38 @@ extension Chassis {
           metadata: ["version": "\(machine.version)"])
       }
       started.ring()
-      if isBeforeBoot { try await finishBoot(machine, bus) }
     } catch {
-      guard process.isAlive else { return }
+      guard process.isAlive, !Task.isCancelled else { return }
       logger.warning("the monitor of QEMU does not answer", metadata: ["error": "\(error)"])
+    }
+  }
+
+  /// Lets a machine that was found before its first instruction go; where that fails the next step tries again.
+  private func bootIfOwed(_ bus: BusDirectory) async {
+    guard isBootOwed, let machine, !machine.signals.isDisconnected, !machine.signals.hasShutDown else { return }
+    do {
+      try await finishBoot(machine, record.boot, bus)
+      isBootOwed = false
+    } catch {
+      if Task.isCancelled { return }
+      logger.warning("the server cannot be let go", metadata: ["error": "\(error)"])
     }
   }
 
   private func lookAtMachine() async {
     guard let machine else { return }
     let signals = machine.signals
+    if signals.hasShutDown { restart.poweredOff(now: .now) }
     if !machine.process.isAlive {
       self.machine = nil
       return lost("ended")
     }
     if signals.hasShutDown {
-      let again = isRestartWanted
-      isRestartWanted = false
-      logger.notice("the guest has powered off")
+      if record.isOn { logger.notice("the guest has powered off") }
       remember { $0.isOn = false }
+      // Until it has ended, which may take another attempt: it is not off yet, but not on any more either.
       transition = .poweringOff
-      await end(machine)
-      if again { wishes.insert(.on, at: 0) }
+      if await end(machine), restart.take() { wishes.insert(.on, at: 0) }
       return
     }
     if signals.isDisconnected {
@@ -92,19 +123,22 @@ extension Chassis {
     if transition != .poweringOff { logger.error("QEMU \(what) by itself: the server is off") }
     transition = nil
     plugged = []
-    isRestartWanted = false
     // A power cycle has cut the power and is about to give it again.
     if wishes.first != .powerCycle { remember { $0.isOn = false } }
+    if restart.take() { wishes.insert(.on, at: 0) }
   }
 
-  private func end(_ machine: Machine) async {
+  /// Ends a machine in order. False where it does not go.
+  private func end(_ machine: Machine) async -> Bool {
     do {
       try await machine.quit()
       self.machine = nil
       plugged = []
       transition = nil
+      return true
     } catch {
-      logger.error("QEMU does not end", metadata: ["error": "\(error)"])
+      if !Task.isCancelled { logger.error("QEMU does not end", metadata: ["error": "\(error)"]) }
+      return false
     }
   }
 
@@ -126,10 +160,11 @@ extension Chassis {
     do {
       switch wish {
       case .on:
-        isRestartWanted = false
+        if isEnding { return restart.demand() }
+        restart.forget()
         if machine == nil && unconnected == nil { try await powerOn(bus) } else { transition = nil }
       case .forceOff:
-        isRestartWanted = false
+        restart.forget()
         remember { $0.isOn = false }
         if let process = machine?.process ?? unconnected { await powerGone(killing: process) }
         transition = nil
@@ -139,22 +174,25 @@ extension Chassis {
         // An override is looked at when power comes, so a restart with one is a cycle.
         if record.boot.enabled == .disabled { try await machine?.reset() } else { try await cycle(bus) }
       case .gracefulShutdown:
-        isRestartWanted = false
+        restart.forget()
         try await machine?.pressPowerButton()
       case .gracefulRestart:
-        isRestartWanted = true
-        try await machine?.pressPowerButton()
+        guard let machine else { return }
+        restart.ask(now: .now)
+        try await machine.pressPowerButton()
       case .nmi:
         try await machine?.interrupt()
       }
     } catch {
+      // It is this process that ends; what it was doing is taken up by the next one.
+      if Task.isCancelled { return }
       logger.error("reset failed", metadata: ["type": "\(wish.rawValue)", "error": "\(error)"])
       if machine == nil && unconnected == nil { transition = nil }
     }
   }
 
   private func cycle(_ bus: BusDirectory) async throws {
-    isRestartWanted = false
+    restart.forget()
     transition = .poweringOff
     if let process = machine?.process ?? unconnected { await powerGone(killing: process) }
     guard machine == nil, unconnected == nil else { return }
@@ -166,31 +204,46 @@ extension Chassis {
   private func powerOn(_ bus: BusDirectory) async throws {
     transition = .poweringOn
     let begin = ContinuousClock.now
+    let boot = record.boot
     remember { $0.isOn = true }
+    var process: QEMUProcess?
     do {
       if QEMUCommandLine.usesUEFI(configuration) { try prepareFirmwareVariables() }
       let acceleration = configuration.acceleration ?? Acceleration.detect()
       let commandLine = QEMUCommandLine(configuration, uuid: record.uuid, acceleration: acceleration)
-      let process = try await QEMUProcess.start(commandLine, configuration: configuration)
-      let machine = try await Machine.connect(process, configuration: configuration, bell: bell)
+      let begun = try await QEMUProcess.start(commandLine, configuration: configuration)
+      process = begun
+      let machine = try await Machine.connect(begun, configuration: configuration, bell: bell)
       self.machine = machine
+      isBootOwed = false
       plugged = []
       attempts = PlugAttempts()
       started.ring()
-      try await finishBoot(machine, bus)
+      try await finishBoot(machine, boot, bus)
       metrics.powerOnSeconds.observe(begin.duration(to: .now))
-      logger.notice("powered on", metadata: ["pid": "\(process.pid)", "accelerator": "\(acceleration.rawValue)"])
+      logger.notice("powered on", metadata: ["pid": "\(begun.pid)", "accelerator": "\(acceleration.rawValue)"])
     } catch {
-      if let process = QEMUProcess.find(configuration) { await powerGone(killing: process) }
-      machine = nil
+      // The server goes on when this process ends: the next one finds it, before its first instruction or after.
+      if Task.isCancelled { throw error }
       remember { $0.isOn = false }
+      if let process {
+        // Its own handle, because a process that is ending cannot be found by what it was started with.
+        await powerGone(killing: process)
+      } else {
+        isLingering = true
+        await endLingering()
+      }
       transition = nil
       throw error
     }
   }
 
   /// Plugs what is on the bus and lets the machine run its first instruction.
-  private func finishBoot(_ machine: Machine, _ bus: BusDirectory) async throws {
+  ///
+  /// - Parameter boot: where it starts from; a setting for one boot is spent by it.
+  private func finishBoot(_ machine: Machine, _ boot: BootSetting, _ bus: BusDirectory) async throws {
+    bootInProgress = boot
+    defer { bootInProgress = nil }
     // A back end that is just being restarted gets a moment; the rest is plugged when it comes.
     let deadline = ContinuousClock.now + .seconds(3)
     while true {
@@ -199,7 +252,8 @@ extension Chassis {
       try await Task.sleep(for: min(pause, .milliseconds(200)))
     }
     try await machine.boot()
-    if record.boot.enabled == .once { remember { $0.boot = BootSetting() } }
+    // Another setting has come while this boot was prepared, so it has not been used.
+    if boot.enabled == .once && record.boot == boot { remember { $0.boot = BootSetting() } }
     transition = nil
   }
 
@@ -286,7 +340,10 @@ extension Chassis {
     }
   }
 
-  private var bootsFromNetwork: Bool { record.boot.enabled != .disabled && record.boot.target == .network }
+  private var bootsFromNetwork: Bool {
+    let boot = bootInProgress ?? record.boot
+    return boot.enabled != .disabled && boot.target == .network
+  }
 
   /// Disks in the order of their numbers; network cards only where the BMC was told to boot from them, and then first.
   private func bootIndex(_ function: BusFunction) -> Int? {

@@ -40,9 +40,15 @@ package actor Chassis {
   var machine: Machine?
   /// A QEMU that runs, but whose monitor does not answer (yet).
   var unconnected: QEMUProcess?
+  /// Something of a QEMU may run that is no server: one whose start was cut short. Off is said when it is gone.
+  var isLingering = false
+  /// The machine was found before its first instruction and has not been let go yet.
+  var isBootOwed = false
+  /// Where the boot that is being prepared starts from. The record may be changed meanwhile: that is for the next one.
+  var bootInProgress: BootSetting?
   var transition: Power?
   var wishes: [ResetType] = []
-  var isRestartWanted = false
+  var restart = RestartWish()
   var plugged: [BusPlan.Plugged] = []
   var attempts = PlugAttempts()
   var problems: Set<String> = []
@@ -51,7 +57,8 @@ package actor Chassis {
   /// Wishes that may wait.
   static let wishesMax = 8
 
-  /// Opens the chassis' state. Throws `SoftHostError` where another process has it, or it cannot be built.
+  /// Opens the chassis' state. Throws `SoftHostError` where another process has it, where it cannot be built, and where
+  /// it cannot be told whether its server runs.
   package init(configuration: ChassisConfiguration, started: Doorbell, metrics: SoftHostMetrics, logger: Logger) throws
   {
     try configuration.validate()
@@ -64,7 +71,7 @@ package actor Chassis {
     let path = configuration.stateDirectory + "/lock"
     let descriptor = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0o600)
     guard descriptor >= 0 else { throw TextFile.failure("open \(path)", errno) }
-    guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
+    guard Chassis.takeLock(descriptor) else {
       close(descriptor)
       throw SoftHostError(
         .conflict, operation: "open the chassis \(configuration.name)",
@@ -73,9 +80,21 @@ package actor Chassis {
     lock = descriptor
     record = try ChassisRecord.load(configuration.stateFile)
     try record.save(configuration.stateFile)
+    // Here and not in `run`: nobody may read a server as off because it was not looked for yet.
+    unconnected = try QEMUProcess.find(configuration)
+    if unconnected == nil { isLingering = try !QEMUProcess.strays(configuration).isEmpty }
   }
 
   deinit { if lock >= 0 { close(lock) } }
+
+  /// A process that was killed while it started a program shares its lock with that one's beginnings for a moment.
+  private static func takeLock(_ descriptor: CInt) -> Bool {
+    for _ in 0..<50 {
+      if flock(descriptor, LOCK_EX | LOCK_NB) == 0 { return true }
+      usleep(20_000)
+    }
+    return false
+  }
 
   private static func makeDirectory(_ path: String, mode: mode_t) throws {
     var made = ""
@@ -126,6 +145,7 @@ package actor Chassis {
     if type == .forceOff || type == .powerCycle, let process = machine?.process ?? unconnected {
       wishes.removeAll()
       transition = .poweringOff
+      restart.forget()
       if type == .forceOff { remember { $0.isOn = false } }
       process.signalKill()
     } else if type == .on, !isOn {
@@ -153,9 +173,14 @@ package actor Chassis {
     }
   }
 
+  /// What is there of the server is only waiting to be gone: its guest has powered off, or its power was to be cut.
+  var isEnding: Bool { machine?.signals.hasShutDown ?? (unconnected != nil && !record.isOn) }
+
   /// The power as it is: off only when the process is gone.
   var power: Power {
+    if isEnding { return .poweringOff }
     if let transition { return transition }
-    return machine != nil || unconnected != nil ? .on : .off
+    if machine != nil || unconnected != nil { return .on }
+    return isLingering ? .poweringOff : .off
   }
 }

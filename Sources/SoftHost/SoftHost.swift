@@ -42,7 +42,8 @@ public struct SoftHost: Sendable {
   /// Whether the BMC accepts connections.
   public var isReady: Bool { listening.isSet }
 
-  /// Opens the chassis. Throws `SoftHostError` where it cannot be built or another process has it.
+  /// Opens the chassis, and raises this process' limit of open files. Throws `SoftHostError` where it cannot be built or
+  /// another process has it.
   ///
   /// - Parameters:
   ///   - consoleSocket: where readers and writers of the serial console connect; empty for none.
@@ -52,6 +53,7 @@ public struct SoftHost: Sendable {
     registry: MetricsRegistry, logger: Logger,
     onRunning: (@Sendable (Int) async -> Void)? = nil
   ) throws {
+    FileLimit.raise()
     let started = Doorbell()
     let metrics = SoftHostMetrics(registry)
     chassis = try Chassis(configuration: configuration, started: started, metrics: metrics, logger: logger)

@@ -1,3 +1,5 @@
+import SystemPackage
+
 /// Why the chassis cannot do something.
 public struct SoftHostError: Error, Sendable, CustomStringConvertible {
   public enum Code: String, Sendable, Hashable {
@@ -30,6 +32,9 @@ public struct SoftHostError: Error, Sendable, CustomStringConvertible {
   }
 
   public var description: String { "cannot \(operation): \(message)" }
+
+  /// What the kernel said, where it was the kernel that refused.
+  var systemError: Errno? { cause as? Errno }
 }
 
 /// Thrown by `withTimeLimit` when the time is over.

@@ -1,3 +1,5 @@
+import SystemPackage
+
 #if canImport(Glibc)
   import Glibc
 #elseif canImport(Musl)
@@ -31,6 +33,18 @@ enum TextFile {
     }
   }
 
+  /// Reads at most `limit` bytes; nil where there is no such file, or where it went with its process while it was read.
+  /// A file that only cannot be read now, for lack of descriptors or memory, is an error.
+  static func readBytesIfPresent(_ path: String, limit: Int) throws -> [UInt8]? {
+    do {
+      return try readBytes(path, limit: limit)
+    } catch let error as SoftHostError
+      where error.systemError == .noSuchFileOrDirectory || error.systemError == .noSuchProcess
+    {
+      return nil
+    }
+  }
+
   /// Replaces a file as one step that a crash or a power cut cannot tear apart.
   static func replace(_ path: String, with bytes: [UInt8], mode: mode_t = 0o600) throws {
     let temporary = path + ".new"
@@ -52,6 +66,7 @@ enum TextFile {
   }
 
   static func failure(_ operation: String, _ error: CInt) -> SoftHostError {
-    SoftHostError(.file, operation: operation, message: String(cString: strerror(error)))
+    SoftHostError(
+      .file, operation: operation, message: String(cString: strerror(error)), cause: Errno(rawValue: error))
   }
 }

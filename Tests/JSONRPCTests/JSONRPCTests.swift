@@ -1,3 +1,5 @@
+import Dispatch
+import Glibc
 import JSON
 import JSONRPC
 import Synchronization
@@ -137,6 +139,53 @@ import Testing
     // Longer than the server's limit: it closes the connection.
     try stream.send([.string(String(repeating: "x", count: 1 << 17))])
     #expect(try await stream.next() == nil)
+  }
+
+  /// What a client sends while a handler takes its time waits in the client, not in the server's memory; and none of it
+  /// is lost.
+  @Test func holdsBackAClientThatSendsFasterThanItIsServed() async throws {
+    let directory = try TemporaryDirectory()
+    let gate = DispatchSemaphore(value: 0)
+    let server = JSONRPCServer(path: directory.file("s")) { _, reply in
+      gate.wait()
+      reply(.success("late"))
+    }
+    try server.start()
+    defer { server.stop() }
+    let socket = try UnixSocket.connect(path: server.path)
+    defer { close(socket) }
+    let first = Request(id: 1, method: "m").json.serialize()
+    #expect(first.withUnsafeBytes { send(socket, $0.baseAddress, $0.count, CInt(MSG_NOSIGNAL)) } == first.count)
+    // No requests, so they are answered without the handler; the last one may be cut off by a full socket.
+    let text = JSONValue.object(["x": .string(String(repeating: "x", count: 1000))]).serialize()
+    let wanted = 8 << 20
+    var sent = 0
+    while sent < wanted {
+      let rest = text.count - sent % text.count
+      let count = text.suffix(rest).withUnsafeBytes { send(socket, $0.baseAddress, $0.count, CInt(MSG_NOSIGNAL)) }
+      if count > 0 {
+        sent += count
+        continue
+      }
+      var poll = pollfd(fd: socket, events: Int16(POLLOUT), revents: 0)
+      guard Glibc.poll(&poll, 1, 500) > 0 else { break }
+    }
+    gate.signal()
+    #expect(sent < 2 << 20)
+
+    var splitter = JSONSplitter()
+    var answers = 0
+    try await eventually(within: .seconds(20), "all answers") {
+      var chunk = [UInt8](repeating: 0, count: 1 << 16)
+      while true {
+        let count = chunk.withUnsafeMutableBytes { recv(socket, $0.baseAddress, $0.count, 0) }
+        guard count > 0 else { break }
+        splitter.append(chunk[..<count])
+        while try splitter.next() != nil { answers += 1 }
+      }
+      return answers >= 1 + sent / text.count
+    }
+    #expect(answers == 1 + sent / text.count)
   }
 
   @Test func replacesTheSocketOfADeadServerOnly() throws {

@@ -85,12 +85,32 @@ import TestSupport
     #expect(BusPlan(bus: [], plugged: plugged, kept: after, ports: 4).steps == [.unplug(id: "blk-00-a")])
   }
 
-  @Test func processesAreReadFromStat() {
-    let fields = "S 1 2 2 0 -1 4194560 1 0 0 0 5 6 0 0 20 0 3 0 12345 0 0"
-    let odd = ProcessStatus.parse("7 (a) Z (b) " + fields)
-    #expect(odd?.isZombie == false && odd?.threads == 3 && odd?.startTime == 12345)
-    #expect(ProcessStatus.parse("7 (qemu) Z" + fields.dropFirst())?.isZombie == true)
-    #expect(ProcessStatus.parse("") == nil && ProcessStatus.parse("7 (x) S 1") == nil)
+  @Test func aGracefulRestartIsNotWantedForEver() {
+    let start = ContinuousClock.now
+    var wish = RestartWish()
+    wish.poweredOff(now: start)
+    let unasked = wish.take()
+    #expect(!unasked)
+    wish.ask(now: start)
+    wish.poweredOff(now: start + .seconds(299))
+    // Said again while the machine does not end: later than the patience, but the guest has done what it was asked to.
+    wish.poweredOff(now: start + .seconds(400))
+    let asked = wish.take()
+    let twice = wish.take()
+    #expect(asked && !twice)
+    // A guest that ignored its button, and is powered off by its owner hours later, stays off.
+    wish.ask(now: start)
+    wish.poweredOff(now: start + .seconds(7200))
+    let late = wish.take()
+    #expect(!late)
+    wish.ask(now: start)
+    wish.forget()
+    wish.poweredOff(now: start)
+    let forgotten = wish.take()
+    #expect(!forgotten)
+    wish.demand()
+    let demanded = wish.take()
+    #expect(demanded)
   }
 
   @Test func failuresAreTriedAgainLaterAndLater() {

@@ -47,12 +47,17 @@ private actor PaperChassis: ChassisControl {
 
   @Test func onlyTheRootAndSigningInArePublic() async throws {
     try await withService { service, _ in
-      for path in ["/redfish", "/redfish/v1", "/redfish/v1/", "/redfish/v1/odata"] {
-        #expect(await service.respond(to: RedfishRequest(method: "GET", path: path)).status == 200, "\(path)")
+      for path in ["/redfish", "/redfish/v1", "/redfish/v1/", "/redfish/v1/odata", "/redfish/v1/$metadata"] {
+        for method in ["GET", "HEAD"] {
+          let reply = await service.respond(to: RedfishRequest(method: method, path: path))
+          #expect(reply.status == 200, "\(method) \(path)")
+          #expect(reply.headers["ETag"] != nil)
+        }
       }
       for path in [
         system, "/redfish/v1/Systems", "/redfish/v1/Managers/1", "/redfish/v1/SessionService/Sessions", "/x",
       ] {
+        #expect(await service.respond(to: RedfishRequest(method: "HEAD", path: path)).status == 401, "\(path)")
         let reply = await service.respond(to: RedfishRequest(method: "GET", path: path))
         #expect(reply.status == 401, "\(path)")
         #expect(reply.headers["WWW-Authenticate"] != nil)
@@ -62,8 +67,59 @@ private actor PaperChassis: ChassisControl {
     }
   }
 
+  /// Strangers choose the path, so what is done with it takes time in proportion to its length, and that has a limit.
+  @Test func longPathsAreRefused() async throws {
+    try await withService { service, _ in
+      let slashes = String(repeating: "/", count: 1 << 16)
+      for path in ["/redfish/v1" + slashes, slashes, "/redfish/v1/" + String(repeating: "a", count: 1 << 16)] {
+        #expect(await service.respond(to: RedfishRequest(method: "GET", path: path)).status == 414)
+      }
+      #expect(RedfishRequest(method: "GET", path: "/redfish/v1//").path == "/redfish/v1")
+      #expect(RedfishRequest(method: "GET", path: "///").path == "/")
+      #expect(RedfishRequest(method: "GET", path: "").path == "")
+    }
+  }
+
+  @Test func aRefusedMethodTellsThoseThatAreAllowed() async throws {
+    try await withService { service, _ in
+      let sessionsPath = "/redfish/v1/SessionService/Sessions"
+      let body: JSONValue = ["UserName": "admin", "Password": "secret"]
+      let made = await service.respond(to: RedfishRequest(method: "POST", path: sessionsPath, body: body.serialize()))
+      let session = try #require(made.headers["Location"])
+      for (method, path, allowed) in [
+        ("DELETE", system, "GET, HEAD, PATCH"), ("PUT", sessionsPath, "GET, HEAD, POST"),
+        ("PATCH", session, "GET, HEAD, DELETE"), ("GET", system + "/Actions/ComputerSystem.Reset", "POST"),
+        ("POST", "/redfish/v1/Chassis/1", "GET, HEAD"), ("PUT", "/redfish/v1", "GET, HEAD"),
+        ("DELETE", "/redfish", "GET, HEAD"), ("DELETE", "/redfish/v1/$metadata", "GET, HEAD"),
+      ] {
+        let reply = await service.respond(to: request(method, path))
+        #expect(reply.status == 405 && reply.headers["Allow"] == allowed, "\(method) \(path)")
+      }
+      for method in ["GET", "PUT", "DELETE"] {
+        #expect(await service.respond(to: request(method, "/redfish/v1/Nothing")).status == 404)
+      }
+    }
+  }
+
+  @Test func theMetadataIsWhereTheContextSays() async throws {
+    try await withService { service, _ in
+      let odata = await service.respond(to: RedfishRequest(method: "GET", path: "/redfish/v1/odata"))
+      let context = try #require(odata.body?["@odata.context"]?.stringValue)
+      let reply = await service.respond(to: RedfishRequest(method: "GET", path: context))
+      let content = try #require(reply.content)
+      #expect(content.type.hasPrefix("application/xml"))
+      let text = String(decoding: content.bytes, as: UTF8.self)
+      #expect(text.contains(#"<EntityContainer Name="Service" Extends="ServiceRoot.v1_0_0.ServiceContainer"/>"#))
+      let etag = try #require(reply.headers["ETag"])
+      let known = RedfishRequest(method: "GET", path: context, headers: ["if-none-match": etag])
+      let unchanged = await service.respond(to: known)
+      #expect(unchanged.status == 304 && unchanged.content == nil)
+    }
+  }
+
   @Test func everyLinkLeadsSomewhere() async throws {
     try await withService { service, _ in
+      let metadata = await service.respond(to: request("GET", "/redfish/v1/$metadata")).xml ?? ""
       var todo = ["/redfish/v1"]
       var seen = Set<String>()
       while let path = todo.popLast() {
@@ -74,6 +130,9 @@ private actor PaperChassis: ChassisControl {
         #expect(reply.headers["ETag"] != nil)
         let body = try #require(reply.body)
         #expect(body["@odata.id"] != nil && body["@odata.type"] != nil && body["Name"] != nil, "\(path)")
+        // "#ComputerSystem.v1_20_0.ComputerSystem" is in the namespace "ComputerSystem.v1_20_0".
+        let namespace = body["@odata.type"]?.stringValue?.dropFirst().split(separator: ".").dropLast() ?? []
+        #expect(metadata.contains("Namespace=\"\(namespace.joined(separator: "."))\""), "\(path)")
         func collect(_ value: JSONValue) {
           if let link = value["@odata.id"]?.stringValue {
             todo.append(RedfishRequest(method: "GET", path: link).path)
@@ -110,10 +169,12 @@ private actor PaperChassis: ChassisControl {
     }
   }
 
+  private let account = AccountDigest(username: "admin", password: "secret")
+
   @Test func aSessionEndsWhenItIsNotUsed() {
     var sessions = Sessions(timeout: .seconds(10))
     let start = ContinuousClock.now
-    let made = sessions.make(user: "admin", now: start)
+    let made = sessions.make(user: "admin", account: account, now: start)
     guard let made else { return #expect(Bool(false)) }
     let early = sessions.use(made.token, now: start + .seconds(9))
     let renewed = sessions.use(made.token, now: start + .seconds(18))
@@ -126,11 +187,11 @@ private actor PaperChassis: ChassisControl {
     var sessions = Sessions(timeout: .seconds(10))
     let now = ContinuousClock.now
     for _ in 0..<Sessions.sessionsMax {
-      let session = sessions.make(user: "a", now: now)
+      let session = sessions.make(user: "a", account: account, now: now)
       #expect(session != nil)
     }
-    let refused = sessions.make(user: "a", now: now)
-    let later = sessions.make(user: "a", now: now + .seconds(11))
+    let refused = sessions.make(user: "a", account: account, now: now)
+    let later = sessions.make(user: "a", account: account, now: now + .seconds(11))
     #expect(refused == nil && later != nil)
   }
 
@@ -163,6 +224,39 @@ private actor PaperChassis: ChassisControl {
     }
   }
 
+  /// A session of an account that was removed, or has another password, is over; others are not.
+  @Test func aSessionEndsWithItsAccount() async throws {
+    try await withService { service, directory in
+      func signIn(_ user: String, _ password: String) async throws -> String {
+        let body: JSONValue = ["UserName": .string(user), "Password": .string(password)]
+        let reply = await service.respond(
+          to: RedfishRequest(method: "POST", path: "/redfish/v1/SessionService/Sessions", body: body.serialize()))
+        return try #require(reply.headers["X-Auth-Token"])
+      }
+      func status(_ token: String) async -> Int {
+        await service.respond(to: RedfishRequest(method: "GET", path: system, headers: ["x-auth-token": token])).status
+      }
+      let admin = try await signIn("admin", "secret")
+      let other = try await signIn("other", "pa:ss")
+      #expect(await status(admin) == 200)
+      #expect(await status(other) == 200)
+      // The other lines may move.
+      try directory.write("accounts", "other:pa:ss\nadmin:new\n")
+      #expect(await status(admin) == 401)
+      #expect(await status(other) == 200)
+      // It stays over when the password comes back: whoever had it signs in again.
+      try directory.write("accounts", "admin:secret\n")
+      #expect(await status(admin) == 401)
+      #expect(await status(other) == 401)
+      // A file that cannot be read ends no session.
+      let last = try await signIn("admin", "secret")
+      try directory.write("accounts", String(repeating: "x", count: 65 << 10))
+      #expect(await status(last) == 500)
+      try directory.write("accounts", "admin:secret\n")
+      #expect(await status(last) == 200)
+    }
+  }
+
   @Test func changedAccountsCountAtOnce() async throws {
     try await withService { service, directory in
       #expect(await service.respond(to: request("GET", system)).status == 200)
@@ -179,7 +273,7 @@ private actor PaperChassis: ChassisControl {
       #expect(await service.respond(to: request("POST", target, ["ResetType": "Explode"])).status == 400)
       #expect(await service.respond(to: request("POST", target, [:])).status == 400)
       #expect(await service.respond(to: request("POST", target, [])).status == 400)
-      #expect(await service.respond(to: request("GET", target)).status == 404)
+      #expect(await service.respond(to: request("GET", target)).status == 405)
       #expect(await service.respond(to: request("DELETE", system)).status == 405)
       #expect(await service.respond(to: request("GET", system)).body?["PowerState"] == "On")
     }

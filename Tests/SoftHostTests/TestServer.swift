@@ -43,6 +43,9 @@ final class TestServer: Sendable {
     backEnds.withLock { for child in $0.values { child.kill() } }
   }
 
+  /// The pid of the chassis process.
+  var pid: pid_t? { process.withLock { $0?.pid } }
+
   /// How often the guest has told that it started.
   var starts: Int { consoleLog.split(whereSeparator: \.isNewline).count { $0.contains("started after") } }
 

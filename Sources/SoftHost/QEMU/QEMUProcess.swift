@@ -1,4 +1,6 @@
+import CLinux
 import Subprocess
+import SystemPackage
 
 #if canImport(Glibc)
   import Glibc
@@ -8,15 +10,18 @@ import Subprocess
 
 /// A QEMU that runs on its own: it was started detached, outlives the chassis process, and is found again by its pid
 /// file.
-struct QEMUProcess: Sendable, Hashable {
-  let pid: pid_t
-  private let startTime: UInt64
+///
+/// It is held by a pidfd, so that whether it has ended is asked of the kernel, without a file that could fail to open:
+/// a server that is told as off while it runs loses its disks to another one.
+package final class QEMUProcess: Sendable {
+  package let pid: Int32
+  private let descriptor: CInt
 
   /// Starts QEMU, stopped before its first instruction. Returns when its monitor listens.
   static func start(_ commandLine: QEMUCommandLine, configuration: ChassisConfiguration) async throws -> QEMUProcess {
     let operation = "start \(commandLine.program)"
     // A chassis process that died while starting QEMU may have left one that had not written its pid yet.
-    for stray in strays(configuration) { try await stray.kill() }
+    try await endAll(configuration)
     for path in [configuration.pidFile, configuration.monitorSocket, configuration.serialSocket] { unlink(path) }
     var options = PlatformOptions()
     options.teardownSequence = [.send(signal: .kill, allowedDurationToNextStep: .zero)]
@@ -34,40 +39,103 @@ struct QEMUProcess: Sendable, Hashable {
       let reason = result.standardError.split(separator: "\n").last.map { String($0.prefix(300)) }
       throw SoftHostError(.start, operation: operation, message: reason ?? "it ended with \(result.terminationStatus)")
     }
-    guard let process = find(configuration) else {
+    guard let process = try find(configuration) else {
       throw SoftHostError(.start, operation: operation, message: "it ended right after its start")
     }
     return process
   }
 
-  /// The QEMU of this chassis, if one runs.
-  static func find(_ configuration: ChassisConfiguration) -> QEMUProcess? {
-    guard let text = try? TextFile.read(configuration.pidFile, limit: 64),
-      let pid = pid_t(text.prefix { $0.isNumber }), pid > 1
+  // MARK: - Finding
+
+  /// The QEMU of this chassis, or nil where none runs. Throws `SoftHostError` where that cannot be told.
+  package static func find(_ configuration: ChassisConfiguration) throws -> QEMUProcess? {
+    guard let bytes = try TextFile.readBytesIfPresent(configuration.pidFile, limit: 64),
+      let pid = pid_t(String(decoding: bytes, as: UTF8.self).prefix { $0.isNumber }), pid > 1
     else { return nil }
-    return QEMUProcess(pid: pid, configuration: configuration)
+    return try open(pid) { line in
+      // A process that has given its memory back has no command line any more, but it may still hold the disks.
+      line.isEmpty ? try isNamedQEMU(pid) : serves(configuration, line)
+    }
   }
 
-  /// All processes that serve this chassis' monitor, whatever the pid file says.
-  private static func strays(_ configuration: ChassisConfiguration) -> [QEMUProcess] {
-    guard let directory = opendir("/proc") else { return [] }
+  /// All processes that serve this chassis' monitor, whatever the pid file says. Throws where that cannot be told.
+  package static func strays(_ configuration: ChassisConfiguration) throws -> [QEMUProcess] {
+    guard let directory = opendir("/proc") else { throw TextFile.failure("list the processes", errno) }
     defer { closedir(directory) }
     var strays: [QEMUProcess] = []
-    while let entry = readdir(directory) {
+    while true {
+      errno = 0
+      guard let entry = readdir(directory) else {
+        guard errno == 0 else { throw TextFile.failure("list the processes", errno) }
+        return strays
+      }
       let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
         pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
       }
-      if let pid = pid_t(name), pid > 1, let stray = QEMUProcess(pid: pid, configuration: configuration) {
-        strays.append(stray)
+      guard let pid = pid_t(name), pid > 1, let line = try commandLine(pid), serves(configuration, line) else {
+        continue
       }
+      if let stray = try open(pid, where: { serves(configuration, $0) }) { strays.append(stray) }
     }
-    return strays
   }
 
-  /// Whether anything of the process still runs. Its first thread may be a zombie while others go on.
-  var isAlive: Bool {
-    guard let status = ProcessStatus.read(pid), status.startTime == startTime else { return false }
-    return !(status.isZombie && status.threads <= 1)
+  /// Ends every QEMU of this chassis and returns when none is left.
+  static func endAll(_ configuration: ChassisConfiguration) async throws {
+    if let process = try find(configuration) { try await process.kill() }
+    for stray in try strays(configuration) { try await stray.kill() }
+  }
+
+  /// Takes hold of a process if its command line fits; nil where it does not or has ended.
+  private static func open(_ pid: pid_t, where fits: ([UInt8]) throws -> Bool) throws -> QEMUProcess? {
+    let descriptor = clinux_pidfd_open(pid)
+    guard descriptor >= 0 else {
+      switch errno {
+      // The last two: the number is that of a thread now.
+      case ESRCH, ENOENT, EINVAL: return nil
+      default: throw TextFile.failure("look at process \(pid)", errno)
+      }
+    }
+    let process = QEMUProcess(pid: pid, descriptor: descriptor)
+    guard let line = try commandLine(pid), try fits(line) else { return nil }
+    // While the process of the descriptor lives its number is no other's: what was read was read of this one.
+    return process.isAlive ? process : nil
+  }
+
+  private init(pid: pid_t, descriptor: CInt) {
+    self.pid = pid
+    self.descriptor = descriptor
+  }
+
+  deinit { close(descriptor) }
+
+  /// The arguments of a process, each followed by a zero; nil where it has ended or belongs to somebody who hides it.
+  private static func commandLine(_ pid: pid_t) throws -> [UInt8]? {
+    do {
+      return try TextFile.readBytesIfPresent("/proc/\(pid)/cmdline", limit: 8 << 20)
+    } catch let error as SoftHostError
+      where error.systemError == .permissionDenied || error.systemError == .notPermitted
+    {
+      // What this user started it can also look at.
+      return nil
+    }
+  }
+
+  private static func serves(_ configuration: ChassisConfiguration, _ commandLine: [UInt8]) -> Bool {
+    let monitor = Array("socket,id=monitor0,path=\(configuration.monitorSocket),".utf8)
+    return commandLine.split(separator: 0).contains { $0.starts(with: monitor) }
+  }
+
+  private static func isNamedQEMU(_ pid: pid_t) throws -> Bool {
+    let name = try TextFile.readBytesIfPresent("/proc/\(pid)/comm", limit: 64)
+    return name?.starts(with: Array("qemu-system".utf8)) ?? false
+  }
+
+  // MARK: - Ending
+
+  /// Whether anything of the process still runs; false only where the kernel has said that it ended.
+  package var isAlive: Bool {
+    var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+    return poll(&entry, 1, 0) != 1 || entry.revents & Int16(POLLIN) == 0
   }
 
   /// Sends the signal that cuts the power, without waiting for its effect.
@@ -76,7 +144,7 @@ struct QEMUProcess: Sendable, Hashable {
   }
 
   /// Cuts the power: ends the process at once and returns when nothing of it runs any more.
-  func kill() async throws {
+  package func kill() async throws {
     let deadline = ContinuousClock.now + .seconds(10)
     while isAlive {
       Glibc.kill(pid, SIGKILL)
@@ -85,37 +153,5 @@ struct QEMUProcess: Sendable, Hashable {
       }
       try await Task.sleep(for: .milliseconds(5))
     }
-  }
-
-  /// The process of that number, if it is a QEMU that serves this chassis' monitor.
-  private init?(pid: pid_t, configuration: ChassisConfiguration) {
-    guard let line = try? TextFile.readBytes("/proc/\(pid)/cmdline", limit: 1 << 20),
-      let status = ProcessStatus.read(pid)
-    else { return nil }
-    let monitor = Array("socket,id=monitor0,path=\(configuration.monitorSocket),".utf8)
-    guard line.split(separator: 0).contains(where: { $0.starts(with: monitor) }) else { return nil }
-    self.pid = pid
-    startTime = status.startTime
-  }
-}
-
-/// What `/proc/PID/stat` tells (proc(5)).
-package struct ProcessStatus: Sendable, Hashable {
-  package var isZombie: Bool
-  package var threads: Int
-  /// In clock ticks since the machine started: with the number it names a process for good.
-  package var startTime: UInt64
-
-  static func read(_ pid: pid_t) -> ProcessStatus? {
-    guard let text = try? TextFile.read("/proc/\(pid)/stat", limit: 4096) else { return nil }
-    return parse(text)
-  }
-
-  /// The name in parentheses may hold anything, so the fields are counted from the last parenthesis.
-  package static func parse(_ text: String) -> ProcessStatus? {
-    guard let end = text.lastIndex(of: ")") else { return nil }
-    let fields = text[text.index(after: end)...].split(separator: " ")
-    guard fields.count >= 20, let threads = Int(fields[17]), let startTime = UInt64(fields[19]) else { return nil }
-    return ProcessStatus(isZombie: fields[0] == "Z" || fields[0] == "X", threads: threads, startTime: startTime)
   }
 }

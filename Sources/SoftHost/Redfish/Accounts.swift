@@ -16,17 +16,28 @@ package struct Accounts: Sendable {
     }
   }
 
-  /// Whether the password is that of the user. Takes the same time wherever the two differ.
-  package func allows(username: String, password: String) throws -> Bool {
-    let text = try TextFile.read(path, limit: 64 << 10)
-    var found = false
-    for line in text.split(whereSeparator: \.isNewline) where !line.hasPrefix("#") {
-      guard let colon = line.firstIndex(of: ":") else { continue }
-      let user = Accounts.equal(String(line[..<colon]), username)
-      let secret = Accounts.equal(String(line[line.index(after: colon)...]), password)
-      if user && secret { found = true }
+  /// The account with that name and password, or nil. Takes the same time wherever the two differ.
+  package func account(username: String, password: String) throws -> AccountDigest? {
+    var found: AccountDigest?
+    for (user, secret) in try lines() {
+      let isUser = Accounts.equal(user, username)
+      let isSecret = Accounts.equal(secret, password)
+      if isUser && isSecret { found = AccountDigest(username: user, password: secret) }
     }
     return found
+  }
+
+  /// Whether the file still has the account, with the password that it had.
+  package func has(_ account: AccountDigest) throws -> Bool {
+    try lines().contains { AccountDigest(username: $0, password: $1) == account }
+  }
+
+  private func lines() throws -> [(user: String, secret: String)] {
+    let text = try TextFile.read(path, limit: 64 << 10)
+    return text.split(whereSeparator: \.isNewline).compactMap { line in
+      guard !line.hasPrefix("#"), let colon = line.firstIndex(of: ":") else { return nil }
+      return (String(line[..<colon]), String(line[line.index(after: colon)...]))
+    }
   }
 
   /// Compares without stopping at the first difference.
@@ -40,6 +51,21 @@ package struct Accounts: Sendable {
       difference |= Int(one ^ other)
     }
     return difference == 0
+  }
+}
+
+/// Tells whether an account is still the one it was, without keeping its password.
+///
+/// It is keyed by this process (`Hasher`) and means nothing outside of it. It serves to notice changes that the owner of
+/// the file makes, not to withstand somebody who looks for a second password with the same digest.
+package struct AccountDigest: Sendable, Hashable {
+  private let value: Int
+
+  package init(username: String, password: String) {
+    var hasher = Hasher()
+    hasher.combine(username)
+    hasher.combine(password)
+    value = hasher.finalize()
   }
 }
 
@@ -88,6 +114,8 @@ package struct Sessions: Sendable {
     package let id: String
     package let user: String
     package let token: String
+    /// The account that signed in: when that changes, the session is over.
+    package let account: AccountDigest
     package var lastUse: ContinuousClock.Instant
   }
 
@@ -103,13 +131,13 @@ package struct Sessions: Sendable {
   package var all: [Session] { sessions }
 
   /// A new session, or nil where there is no room.
-  package mutating func make(user: String, now: ContinuousClock.Instant) -> Session? {
+  package mutating func make(user: String, account: AccountDigest, now: ContinuousClock.Instant) -> Session? {
     expire(now)
     guard sessions.count < Sessions.sessionsMax else { return nil }
     count += 1
     var random = SystemRandomNumberGenerator()
     let token = Hexadecimal.text((0..<32).map { _ in UInt8.random(in: .min ... .max, using: &random) })
-    let session = Session(id: String(count), user: user, token: token, lastUse: now)
+    let session = Session(id: String(count), user: user, token: token, account: account, lastUse: now)
     sessions.append(session)
     return session
   }

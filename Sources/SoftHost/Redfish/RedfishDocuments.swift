@@ -4,6 +4,7 @@ import JSON
 enum RedfishDocuments {
   static let root = "/redfish/v1"
   static let system = root + "/Systems/1"
+  static let resetTarget = system + "/Actions/ComputerSystem.Reset"
   static let manager = root + "/Managers/1"
   static let chassis = root + "/Chassis/1"
   static let sessions = root + "/SessionService/Sessions"
@@ -38,7 +39,7 @@ enum RedfishDocuments {
   }
 
   static let serviceDocument: JSONValue = [
-    "@odata.context": "/redfish/v1/$metadata",
+    "@odata.context": .string(RedfishMetadata.path),
     "value": .array(
       [
         ("Service", root + "/"), ("Systems", root + "/Systems"), ("Managers", root + "/Managers"),
@@ -95,7 +96,7 @@ enum RedfishDocuments {
   }
 
   private static let resetAction: JSONValue = [
-    "target": .string(system + "/Actions/ComputerSystem.Reset"),
+    "target": .string(resetTarget),
     "@Redfish.ActionInfo": .string(system + "/ResetActionInfo"),
     "ResetType@Redfish.AllowableValues": values(Chassis.ResetType.self),
   ]
@@ -177,9 +178,11 @@ enum RedfishDocuments {
   }
 
   /// An entity tag: equal documents have equal ones (FNV-1a over the canonical text).
-  static func etag(_ document: JSONValue) -> String {
+  static func etag(_ document: JSONValue) -> String { etag(document.serialize()) }
+
+  static func etag(_ bytes: [UInt8]) -> String {
     var hash: UInt64 = 0xCBF2_9CE4_8422_2325
-    for byte in document.serialize() { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01B3 }
+    for byte in bytes { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01B3 }
     return "\"" + String(hash, radix: 16) + "\""
   }
 }

@@ -42,12 +42,10 @@ package enum RedfishRouter {
     for (name, value) in reply.headers {
       if let name = HTTPField.Name(name) { fields[name] = value }
     }
-    guard let document = reply.body, request.method != .head else {
-      return Response(status: .init(code: reply.status), headers: fields)
-    }
-    fields[.contentType] = "application/json; charset=utf-8"
-    return Response(
-      status: .init(code: reply.status), headers: fields,
-      body: .init(byteBuffer: ByteBuffer(bytes: document.serialize())))
+    guard let content = reply.content else { return Response(status: .init(code: reply.status), headers: fields) }
+    fields[.contentType] = content.type
+    let response = Response(
+      status: .init(code: reply.status), headers: fields, body: .init(byteBuffer: ByteBuffer(bytes: content.bytes)))
+    return request.method == .head ? response.createHeadResponse() : response
   }
 }

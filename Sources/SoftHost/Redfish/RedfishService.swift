@@ -28,12 +28,13 @@ package actor RedfishService {
     var reply = await answer(request)
     reply.headers["OData-Version"] = "4.0"
     reply.headers["Cache-Control"] = "no-cache"
-    if request.method == "GET" || request.method == "HEAD", reply.status == 200, let document = reply.body {
-      let etag = RedfishDocuments.etag(document)
+    if request.method == "GET" || request.method == "HEAD", reply.status == 200, let content = reply.content {
+      let etag = RedfishDocuments.etag(content.bytes)
       reply.headers["ETag"] = etag
       if let known = request.headers["if-none-match"], RedfishService.matches(known, etag) {
         reply.status = 304
         reply.body = nil
+        reply.xml = nil
       }
     }
     metrics.requests.increment(request.method, String(reply.status))
@@ -50,16 +51,24 @@ package actor RedfishService {
   }
 
   private func answer(_ request: RedfishRequest) async -> RedfishReply {
+    guard request.path.utf8.count <= RedfishRequest.pathMax else {
+      return .failure(414, "InvalidURI", "The address is longer than \(RedfishRequest.pathMax) bytes.")
+    }
     if let version = request.headers["odata-version"], version != "4.0" {
       return .failure(412, "PreconditionFailed", "OData-Version must be 4.0.")
     }
-    // Public by the specification: the versions, the root, and signing in.
-    switch (request.method, request.path) {
+    // Public by the specification: the versions, the root, OData's two documents, and signing in. A HEAD may be asked
+    // wherever a GET may.
+    switch (request.method == "HEAD" ? "GET" : request.method, request.path) {
     case ("GET", "/redfish"): return RedfishReply(status: 200, body: ["v1": "/redfish/v1/"])
     case ("GET", RedfishDocuments.root):
       return RedfishReply(status: 200, body: RedfishDocuments.serviceRoot(await chassis.snapshot()))
     case ("GET", RedfishDocuments.root + "/odata"):
       return RedfishReply(status: 200, body: RedfishDocuments.serviceDocument)
+    case ("GET", RedfishMetadata.path):
+      var reply = RedfishReply(status: 200)
+      reply.xml = RedfishMetadata.document
+      return reply
     case ("POST", RedfishDocuments.sessions): return signIn(request)
     default: break
     }
@@ -72,45 +81,69 @@ package actor RedfishService {
   /// Nil where the request carries a valid token or password.
   private func refusal(_ request: RedfishRequest) -> RedfishReply? {
     if let token = request.headers["x-auth-token"] {
-      guard sessions.use(token, now: .now) != nil else {
-        return .failure(401, "NoValidSession", "The session has ended or never was. Sign in again.")
+      let gone = RedfishReply.failure(401, "NoValidSession", "The session has ended or never was. Sign in again.")
+      guard let session = sessions.use(token, now: .now) else { return gone }
+      do {
+        // Who may not sign in any more, or not with that password, must not go on by having signed in before.
+        if try accounts.has(session.account) { return nil }
+      } catch {
+        return unreadable(error)
       }
-      return nil
+      _ = sessions.remove(session.id)
+      logger.notice("a session has ended with its account", metadata: ["user": "\(session.user.prefix(64))"])
+      return gone
     }
     guard let header = request.headers["authorization"], let (user, password) = BasicAuthorization.parse(header) else {
       return .failure(
         401, "ResourceAtUriUnauthorized", "Sign in, with a session or with Basic.",
         headers: ["WWW-Authenticate": "Basic realm=\"Redfish\""])
     }
-    return check(user: user, password: password)
+    switch check(user: user, password: password) {
+    case .allowed: return nil
+    case .refused(let reply): return reply
+    }
   }
 
-  private func check(user: String, password: String) -> RedfishReply? {
+  private enum Verdict {
+    case allowed(AccountDigest)
+    case refused(RedfishReply)
+  }
+
+  private func check(user: String, password: String) -> Verdict {
     let now = ContinuousClock.now
     guard !lockout.isLocked(user, now: now) else {
-      return .failure(401, "AccountLocked", "The account is locked after too many wrong passwords. Wait 30 seconds.")
+      return .refused(
+        .failure(401, "AccountLocked", "The account is locked after too many wrong passwords. Wait 30 seconds."))
     }
     do {
-      guard try accounts.allows(username: user, password: password) else {
+      guard let account = try accounts.account(username: user, password: password) else {
         lockout.failed(user, now: now)
         metrics.refusals.increment()
         logger.warning("wrong user name or password", metadata: ["user": "\(user.prefix(64))"])
-        return .failure(401, "ResourceAtUriUnauthorized", "The user name or the password is wrong.")
+        return .refused(.failure(401, "ResourceAtUriUnauthorized", "The user name or the password is wrong."))
       }
+      lockout.succeeded(user)
+      return .allowed(account)
     } catch {
-      logger.error("the credentials cannot be read", metadata: ["error": "\(error)"])
-      return .failure(500, "InternalError", "The accounts cannot be read.")
+      return .refused(unreadable(error))
     }
-    lockout.succeeded(user)
-    return nil
+  }
+
+  private func unreadable(_ error: any Error) -> RedfishReply {
+    logger.error("the credentials cannot be read", metadata: ["error": "\(error)"])
+    return .failure(500, "InternalError", "The accounts cannot be read.")
   }
 
   private func signIn(_ request: RedfishRequest) -> RedfishReply {
     guard let body = try? JSONValue.parse(request.body), let user = body["UserName"]?.stringValue,
       let password = body["Password"]?.stringValue
     else { return .failure(400, "MalformedJSON", "UserName and Password are needed, as JSON.") }
-    if let refusal = check(user: user, password: password) { return refusal }
-    guard let session = sessions.make(user: user, now: .now) else {
+    let account: AccountDigest
+    switch check(user: user, password: password) {
+    case .allowed(let digest): account = digest
+    case .refused(let reply): return reply
+    }
+    guard let session = sessions.make(user: user, account: account, now: .now) else {
       return .failure(
         503, "SessionLimitExceeded", "There is no room for another session.", headers: ["Retry-After": "30"])
     }
@@ -127,18 +160,33 @@ package actor RedfishService {
     let path = request.path
     switch request.method {
     case "GET", "HEAD":
-      guard let document = await document(path) else { return .notFound }
-      return RedfishReply(status: 200, body: document)
-    case "POST" where path == RedfishDocuments.system + "/Actions/ComputerSystem.Reset":
+      if let document = await document(path) { return RedfishReply(status: 200, body: document) }
+    case "POST" where path == RedfishDocuments.resetTarget:
       return await reset(request)
     case "PATCH" where path == RedfishDocuments.system:
       return await patchSystem(request)
     case "DELETE" where path.hasPrefix(RedfishDocuments.sessions + "/"):
       let id = String(path.dropFirst(RedfishDocuments.sessions.count + 1))
       return sessions.remove(id) ? RedfishReply(status: 204) : .notFound
+    default: break
+    }
+    let methods = await methods(path)
+    guard !methods.isEmpty else { return .notFound }
+    return .failure(
+      405, "OperationNotAllowed", "\(request.method) is not possible here.",
+      headers: ["Allow": methods.joined(separator: ", ")])
+  }
+
+  /// The methods that may be used at an address; none where there is nothing.
+  private func methods(_ path: String) async -> [String] {
+    switch path {
+    case RedfishDocuments.resetTarget: return ["POST"]
+    case RedfishDocuments.system: return ["GET", "HEAD", "PATCH"]
+    case RedfishDocuments.sessions: return ["GET", "HEAD", "POST"]
+    case "/redfish", RedfishDocuments.root + "/odata", RedfishMetadata.path: return ["GET", "HEAD"]
     default:
-      guard await document(path) != nil else { return .notFound }
-      return .failure(405, "OperationNotAllowed", "\(request.method) is not possible here.", headers: ["Allow": "GET"])
+      guard await document(path) != nil else { return [] }
+      return path.hasPrefix(RedfishDocuments.sessions + "/") ? ["GET", "HEAD", "DELETE"] : ["GET", "HEAD"]
     }
   }
 
