@@ -15,7 +15,7 @@ packages=(
   # Images and seed disks.
   mmdebstrap dosfstools mtools fdisk grub-common busybox-static cpio zstd
   # BMCs, other people's servers and clients in the tests, measurements, documentation.
-  ipmitool openipmi socat jq fio libnbd-bin nbdkit python3-venv python3-yaml
+  ipmitool openipmi socat jq fio libnbd-bin nbdkit nvme-cli python3-venv python3-yaml
 )
 case $(dpkg --print-architecture) in
   amd64) packages+=(qemu-system-x86 ovmf grub-pc-bin grub-efi-amd64-bin) ;;

@@ -45,7 +45,8 @@ extension Methods {
         "in_capsule_data_size", "max_io_size", "io_unit_size", "max_aq_depth", "num_shared_buffers", "buf_cache_size",
         "iobuf_small_cache_size", "iobuf_large_cache_size", "dif_insert_or_strip", "c2h_success", "sock_priority",
         "abort_timeout_sec", "zcopy", "acceptor_backlog", "control_msg_num", "ack_timeout", "kas", "min_kato",
-        "transport_specific",
+        "transport_specific", "no_srq", "no_wr_batching", "disable_mappable_bar0", "disable_adaptive_irq",
+        "disable_shadow_doorbells", "disable_command_passthru", "max_srq_depth", "num_cqe",
       ])
     guard try parameters.string("trtype").uppercased() == "TCP" else {
       throw ResponseError.invalidParams("Transport type '\(try parameters.string("trtype"))' unavailable")
