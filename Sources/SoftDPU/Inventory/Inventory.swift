@@ -18,6 +18,8 @@ final class Inventory: Sendable {
     /// By UUID.
     var stores: [String: LvolStore] = [:]
     var controllers: [String: VhostController] = [:]
+    /// Remote subsystems by name.
+    var nvme: [String: NVMeAttachment] = [:]
     /// By address.
     var nbdDisks: [String: NBDDisk] = [:]
     /// Written down by the last process, and not brought back: a disk that is not there yet, for example.
@@ -163,11 +165,13 @@ final class Inventory: Sendable {
   func configuration(of subsystem: String) -> [ConfigurationCall]? {
     switch subsystem {
     case "bdev":
-      return devices.flatMap { device in
-        let limits = device.limits
-        let limiting = limits.isUnlimited ? nil : limitCall(device.name, limits)
-        return [device.creation, limiting].compactMap { $0 }
-      }
+      let remote = nvmeAttachments.flatMap(\.calls)
+      return remote
+        + devices.flatMap { device in
+          let limits = device.limits
+          let limiting = limits.isUnlimited ? nil : limitCall(device.name, limits)
+          return [device.creation, limiting].compactMap { $0 }
+        }
     case "vhost_blk":
       return controllers.map { controller in
         ConfigurationCall(
@@ -277,6 +281,10 @@ final class Inventory: Sendable {
     }
     group.enter()
     nvmf.close { group.leave() }
+    for attachment in nvmeAttachments {
+      group.enter()
+      attachment.controller.end { group.leave() }
+    }
     if group.wait(timeout: .now() + Inventory.releaseTime) == .timedOut {
       logger.warning("requests are still in flight; stopping without them")
     }

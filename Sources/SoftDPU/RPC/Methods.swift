@@ -15,7 +15,7 @@ struct Methods: Sendable {
   let version: String
 
   static let table: [String: Method] = [
-    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf,
+    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf, nvme,
   ].reduce(into: [:]) { $0.merge($1) { first, _ in first } }
 
   /// Answers one request.
@@ -79,7 +79,7 @@ struct Methods: Sendable {
     for attempt in 0... {
       let outcome = Outcome()
       handle(request) { outcome.set($0) }
-      guard case .failure(let error) = outcome.value else { return }
+      guard case .failure(let error) = outcome.wait() else { return }
       // After a kill the kernel may take a moment to let go of its requests, and with them of a file's lock.
       if error.code == -Int(EBUSY), attempt < 100 {
         usleep(50_000)
@@ -96,11 +96,20 @@ struct Methods: Sendable {
   }
 }
 
-/// What a method answered at once.
+/// What a method answers, at once or in a moment.
 private final class Outcome: Sendable {
   private let state = Mutex<Result<JSONValue, ResponseError>?>(nil)
-  var value: Result<JSONValue, ResponseError>? { state.withLock { $0 } }
-  func set(_ value: Result<JSONValue, ResponseError>) { state.withLock { $0 = value } }
+  private let latch = Latch()
+
+  func wait() -> Result<JSONValue, ResponseError>? {
+    latch.wait()
+    return state.withLock { $0 }
+  }
+
+  func set(_ value: Result<JSONValue, ResponseError>) {
+    state.withLock { $0 = value }
+    latch.open()
+  }
 }
 
 extension ConfigurationCall {

@@ -42,6 +42,12 @@ struct Parameters {
     return number
   }
 
+  func optionalInt(_ name: String) throws(Failure) -> Int32? {
+    guard let value = members[name] else { return nil }
+    guard let number = value.int64Value.flatMap({ Int32(exactly: $0) }) else { throw Failure() }
+    return number
+  }
+
   func uint32(_ name: String) throws(Failure) -> UInt32 {
     guard let number = try optionalUInt32(name) else { throw Failure() }
     return number

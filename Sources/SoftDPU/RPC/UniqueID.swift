@@ -38,3 +38,16 @@ enum UniqueID {
     return String(bytes.flatMap { [digits[Int($0 >> 4)], digits[Int($0 & 15)]] })
   }
 }
+
+extension UniqueID {
+  /// A UUID's text from its sixteen bytes.
+  static func format(_ bytes: [UInt8]) -> String {
+    let digits = Array(text(bytes).lowercased())
+    var result = ""
+    for (index, digit) in digits.enumerated() {
+      if [8, 12, 16, 20].contains(index) { result.append("-") }
+      result.append(digit)
+    }
+    return result
+  }
+}

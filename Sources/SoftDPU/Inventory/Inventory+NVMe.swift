@@ -1,0 +1,131 @@
+import Dispatch
+import Glibc
+import JSON
+import Logging
+import Synchronization
+
+/// A remote subsystem and the calls that connected it.
+final class NVMeAttachment: Sendable {
+  let controller: InitiatorController
+  private let paths = Mutex<[(place: NVMfTarget.ListenAddress, parameters: JSONValue)]>([])
+
+  init(_ controller: InitiatorController) { self.controller = controller }
+
+  var places: [NVMfTarget.ListenAddress] { paths.withLock { $0.map(\.place) } }
+  var calls: [ConfigurationCall] {
+    paths.withLock { paths in
+      paths.map { ConfigurationCall(method: "bdev_nvme_attach_controller", parameters: $0.parameters) }
+    }
+  }
+
+  func add(_ place: NVMfTarget.ListenAddress, _ parameters: JSONValue) {
+    paths.withLock { $0.append((place, parameters)) }
+  }
+
+  func remove(_ place: NVMfTarget.ListenAddress) { paths.withLock { $0.removeAll { $0.place == place } } }
+}
+
+extension Inventory {
+  var nvmeAttachments: [NVMeAttachment] {
+    change { state in state.nvme.values.sorted { $0.controller.name < $1.controller.name } }
+  }
+
+  func nvmeAttachment(_ name: String) -> NVMeAttachment? { change { $0.nvme[name] } }
+
+  /// Connects a remote subsystem, or another path to it; the names of its devices. EALREADY where the path is there.
+  func attach(
+    _ controller: @autoclosure () -> InitiatorController, name: String, subsystemNQN: String,
+    at place: NVMfTarget.ListenAddress, parameters: JSONValue,
+    _ done: @escaping @Sendable (Result<[String], SoftDPUError>) -> Void
+  ) {
+    let operation = "attach \(name)"
+    let present = nvmeAttachment(name)
+    if let present, present.controller.subsystemNQN != subsystemNQN || present.places.contains(place) {
+      return done(.failure(.system(EALREADY, operation)))
+    }
+    let attachment = present ?? NVMeAttachment(controller())
+    if present == nil { change { $0.nvme[name] = attachment } }
+    attachment.add(place, parameters)
+    attachment.controller.connect(place) { [self] result in
+      // Off the reactor's thread: saving waits for the disk.
+      DispatchQueue.global().async { [self] in
+        do throws(SoftDPUError) {
+          let namespaces = try result.get()
+          try takeNamespaces(namespaces, attachment, isFirst: present == nil)
+          try save()
+          done(.success(namespaces.map { "\(name)n\($0.id)" }))
+        } catch {
+          attachment.remove(place)
+          guard present == nil else {
+            attachment.controller.disconnect(place)
+            return done(.failure(error))
+          }
+          change { $0.nvme[name] = nil }
+          for device in devices(of: attachment) { try? remove(device) }
+          attachment.controller.end { done(.failure(error)) }
+        }
+      }
+    }
+  }
+
+  private func devices(of attachment: NVMeAttachment) -> [NVMeDevice] {
+    devices.compactMap { $0 as? NVMeDevice }.filter { $0.controller === attachment.controller }
+  }
+
+  /// Shows new namespaces, and new sizes of those that are there.
+  private func takeNamespaces(
+    _ namespaces: [InitiatorController.Namespace], _ attachment: NVMeAttachment, isFirst: Bool
+  ) throws(SoftDPUError) {
+    let known = devices(of: attachment)
+    for namespace in namespaces {
+      let size = namespace.blocks * UInt64(namespace.blockSize)
+      if let device = known.first(where: { $0.namespace == namespace.id }) {
+        if device.size != size, device.blockSize == namespace.blockSize { device.resize(size) }
+      } else {
+        try add(NVMeDevice(namespace, controller: attachment.controller))
+      }
+    }
+    guard isFirst else { return }
+    attachment.controller.watch { [weak self, weak attachment] namespaces in
+      DispatchQueue.global().async { [weak self, weak attachment] in
+        guard let self, let attachment else { return }
+        do throws(SoftDPUError) {
+          try takeNamespaces(namespaces, attachment, isFirst: false)
+        } catch {
+          logger.error("a remote namespace could not be shown", metadata: ["error": "\(error)"])
+        }
+      }
+    }
+  }
+
+  /// Takes a remote subsystem, or one path to it, away. ENODEV where it is absent, EBUSY where a device is in use.
+  func detach(
+    _ name: String, at place: NVMfTarget.ListenAddress?,
+    _ done: @escaping @Sendable (Result<Void, SoftDPUError>) -> Void
+  ) {
+    let operation = "detach \(name)"
+    guard let attachment = nvmeAttachment(name), place.map(attachment.places.contains) ?? true else {
+      return done(.failure(.system(ENODEV, operation)))
+    }
+    do throws(SoftDPUError) {
+      if let place, attachment.places.count > 1 {
+        attachment.remove(place)
+        try save()
+        attachment.controller.disconnect(place)
+        return done(.success(()))
+      }
+      let devices = devices(of: attachment)
+      if let busy = devices.first(where: { !$0.users.isEmpty }), let user = busy.users.first {
+        throw SoftDPUError(
+          code: .system(EBUSY), operation: operation, message: "\(user.description) uses \(busy.name)")
+      }
+      for device in devices { try remove(device) }
+      change { $0.nvme[name] = nil }
+      try save()
+    } catch {
+      return done(.failure(error))
+    }
+    // The devices are kept until what they have under way is back.
+    attachment.controller.end { done(.success(())) }
+  }
+}

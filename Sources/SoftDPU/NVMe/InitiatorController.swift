@@ -1,0 +1,228 @@
+import CLinux
+import Dispatch
+import Glibc
+import Logging
+import Synchronization
+
+/// A remote NVMe subsystem (SPDK's bdev_nvme): its namespaces are block devices here, reached over one or several paths.
+///
+/// Requests wait while no path is there, are handed in again after a path broke, and fail when the time for that is
+/// over. All of it happens on one reactor.
+///
+/// SAFETY: what does not change is constant; the rest is touched on the reactor's thread only, but for what stands
+/// behind the mutex.
+@safe
+final class InitiatorController: @unchecked Sendable {
+  /// How a subsystem is reached and what is done when it is not.
+  struct Options: Sendable, Hashable {
+    var hasHeaderDigest = false
+    var hasDataDigest = false
+    var ioQueues = 1
+    var queueDepth = 128
+    /// Seconds without any path until requests fail for good; -1 is never, 0 at once.
+    var lossTimeout = 0
+    /// Seconds between two attempts to reconnect.
+    var reconnectDelay = 0
+    /// Seconds without any path until requests fail, while attempts go on; 0 is `lossTimeout`.
+    var fastFailTimeout = 0
+    var keepAliveMilliseconds: UInt32 = 10_000
+  }
+
+  /// A namespace of the subsystem.
+  struct Namespace: Sendable, Hashable {
+    var id: UInt32
+    var blocks: UInt64
+    var blockSize: UInt32
+    var uuid: String
+    var isReadOnly: Bool
+  }
+
+  let name: String
+  let subsystemNQN: String
+  let hostNQN: String
+  let options: Options
+  let reactor: Reactor
+  let logger: Logger
+  private let hostID: [UInt8]
+  private let shown = Mutex<[InitiatorPath.Report]>([])
+
+  // Reactor's thread.
+  private var paths: [InitiatorPath] = []
+  private var nextPath = 0
+  private var waitingFirst: UnsafeMutablePointer<BlockIO>?
+  private var waitingLast: UnsafeMutablePointer<BlockIO>?
+  /// Since when there is no path, in nanoseconds of the monotonic clock; 0 while there is one.
+  private var lostSince: UInt64 = 0
+  private(set) var isEnded = false
+  private var onNamespaces: @Sendable ([Namespace]) -> Void = { _ in }
+
+  init(
+    name: String, subsystemNQN: String, hostNQN: String, hostID: [UInt8], options: Options, reactor: Reactor,
+    logger: Logger
+  ) {
+    self.name = name
+    self.subsystemNQN = subsystemNQN
+    self.hostNQN = hostNQN
+    self.hostID = hostID
+    self.options = options
+    self.reactor = reactor
+    var logger = logger
+    logger[metadataKey: "nvme"] = "\(name)"
+    self.logger = logger
+    unsafe waitingFirst = nil
+    unsafe waitingLast = nil
+  }
+
+  /// What is known of the paths. Any thread.
+  var reports: [InitiatorPath.Report] { shown.withLock { $0 } }
+
+  /// Connects a path; `done` gets the error number of a first attempt that failed, or the namespaces.
+  func connect(
+    _ place: NVMfTarget.ListenAddress, _ done: @escaping @Sendable (Result<[Namespace], SoftDPUError>) -> Void
+  ) {
+    reactor.post { [self] in
+      let path = InitiatorPath(place: place, controller: self, hostID: hostID)
+      paths.append(path)
+      path.start { [self] result in
+        if case .failure = result { remove(path) }
+        done(result)
+      }
+      report()
+    }
+  }
+
+  /// Has `body` called with all namespaces whenever one of them has changed. Any thread.
+  func watch(_ body: @escaping @Sendable ([Namespace]) -> Void) {
+    reactor.post { [self] in onNamespaces = body }
+  }
+
+  func tell(_ namespaces: [Namespace]) { onNamespaces(namespaces) }
+
+  /// Takes a path away. Its requests go to another one, or wait.
+  func disconnect(_ place: NVMfTarget.ListenAddress) {
+    reactor.post { [self] in
+      for path in paths where path.place == place { remove(path) }
+    }
+  }
+
+  private func remove(_ path: InitiatorPath) {
+    paths.removeAll { $0 === path }
+    path.end()
+    pathChanged()
+  }
+
+  /// Ends everything: what waits fails.
+  func end(then: @escaping @Sendable () -> Void) {
+    reactor.post { [self] in
+      isEnded = true
+      unsafe reactor.core.pointee.timers.remove(context: Unmanaged.passUnretained(self).toOpaque())
+      for path in paths { path.end() }
+      paths = []
+      failWaiting(-ENXIO)
+      report()
+      then()
+    }
+  }
+
+  func report() {
+    let reports = paths.map(\.report)
+    shown.withLock { $0 = reports }
+  }
+
+  // MARK: Requests
+
+  /// Takes a request of one of the namespaces.
+  func submit(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>) {
+    if isEnded || hasGivenUp { return unsafe finish(io, -EIO, core) }
+    if unsafe waitingFirst == nil, unsafe dispatchToPath(io) { return }
+    unsafe io.pointee.next = nil
+    if let last = unsafe waitingLast {
+      unsafe last.pointee.next = unsafe io
+    } else {
+      unsafe waitingFirst = unsafe io
+    }
+    unsafe waitingLast = unsafe io
+  }
+
+  private func dispatchToPath(_ io: UnsafeMutablePointer<BlockIO>) -> Bool {
+    for _ in paths.indices {
+      nextPath = (nextPath + 1) % paths.count
+      if unsafe paths[nextPath].take(io) { return true }
+    }
+    return false
+  }
+
+  /// Hands in what waits, as far as there is room.
+  func serveWaiting() {
+    while let io = unsafe waitingFirst {
+      let next = unsafe io.pointee.next
+      guard unsafe dispatchToPath(io) else { return }
+      unsafe waitingFirst = unsafe next
+      if unsafe next == nil { unsafe waitingLast = nil }
+    }
+  }
+
+  /// Puts requests of a path that broke before all others.
+  func takeBack(_ requests: [UnsafeMutablePointer<BlockIO>]) {
+    for index in unsafe requests.indices.reversed() {
+      let io = unsafe requests[index]
+      unsafe io.pointee.next = unsafe waitingFirst
+      if unsafe waitingFirst == nil { unsafe waitingLast = unsafe io }
+      unsafe waitingFirst = unsafe io
+    }
+  }
+
+  private func failWaiting(_ error: CInt) {
+    var next = unsafe waitingFirst
+    unsafe waitingFirst = nil
+    unsafe waitingLast = nil
+    while let io = unsafe next {
+      unsafe next = unsafe io.pointee.next
+      unsafe io.pointee.next = nil
+      unsafe finish(io, error, reactor.core)
+    }
+  }
+
+  // MARK: Loss
+
+  var hasPath: Bool { paths.contains(where: \.isReady) }
+
+  private var hasGivenUp: Bool {
+    guard lostSince > 0, !hasPath else { return false }
+    guard let limit = failTime else { return false }
+    return clinux_monotonic_nanoseconds() &- lostSince >= limit
+  }
+
+  /// How long requests wait for a path, in nanoseconds; nil is for ever.
+  private var failTime: UInt64? {
+    let seconds = options.fastFailTimeout > 0 ? options.fastFailTimeout : options.lossTimeout
+    return seconds < 0 ? nil : UInt64(seconds) * 1_000_000_000
+  }
+
+  /// A path came or went.
+  func pathChanged() {
+    report()
+    if hasPath {
+      lostSince = 0
+      serveWaiting()
+      return
+    }
+    guard lostSince == 0, !isEnded else { return }
+    lostSince = clinux_monotonic_nanoseconds()
+    guard let limit = failTime else { return }
+    unsafe reactor.core.pointee.schedule(
+      at: lostSince &+ limit,
+      { controller, _ in
+        unsafe Unmanaged<InitiatorController>.fromOpaque(controller)._withUnsafeGuaranteedRef { controller in
+          if controller.hasGivenUp { controller.failWaiting(-EIO) }
+        }
+      }, Unmanaged.passUnretained(self).toOpaque())
+  }
+
+  /// Whether a path that is lost is tried again: seconds from now, or nil.
+  func retryDelay(lostFor nanoseconds: UInt64) -> Int? {
+    guard options.reconnectDelay > 0, !isEnded else { return nil }
+    guard options.lossTimeout < 0 || nanoseconds < UInt64(options.lossTimeout) * 1_000_000_000 else { return nil }
+    return options.reconnectDelay
+  }
+}

@@ -1,0 +1,120 @@
+import Glibc
+import JSON
+import JSONRPC
+import Logging
+
+extension Methods {
+  static let nvme: [String: Method] = [
+    "bdev_nvme_attach_controller": { try $0.attachController($1, $2) },
+    "bdev_nvme_detach_controller": { try $0.detachController($1, $2) },
+    "bdev_nvme_get_controllers": { try $0.getNVMeControllers($1, $2) },
+  ]
+
+  private func attachController(_ request: Request, _ reply: @escaping Reply) throws {
+    let parameters = try Parameters(
+      request,
+      allowed: [
+        "name", "trtype", "traddr", "adrfam", "trsvcid", "priority", "subnqn", "hostnqn", "hostaddr", "hostsvcid",
+        "multipath", "hdgst", "ddgst", "psk", "num_io_queues", "ctrlr_loss_timeout_sec", "reconnect_delay_sec",
+        "fast_io_fail_timeout_sec", "max_bdevs", "prchk_reftag", "prchk_guard", "fabrics_connect_timeout_us",
+      ])
+    let name = try parameters.string("name")
+    let type = try parameters.string("trtype")
+    let address = try parameters.string("traddr")
+    guard type.uppercased() == "TCP", try parameters.optionalString("psk") == nil,
+      let port = UInt16(try parameters.optionalString("trsvcid") ?? "4420"), port > 0, !name.isEmpty,
+      let subsystem = try parameters.optionalString("subnqn"), Inventory.isNQN(subsystem)
+    else { throw Methods.systemError(EINVAL) }
+    let place = NVMfTarget.ListenAddress(address: address, port: port)
+    var options = InitiatorController.Options()
+    options.hasHeaderDigest = try parameters.bool("hdgst")
+    options.hasDataDigest = try parameters.bool("ddgst")
+    options.lossTimeout = Int(try parameters.optionalInt("ctrlr_loss_timeout_sec") ?? 0)
+    options.reconnectDelay = Int(try parameters.optionalInt("reconnect_delay_sec") ?? 0)
+    options.fastFailTimeout = Int(try parameters.optionalInt("fast_io_fail_timeout_sec") ?? 0)
+    options.ioQueues = Int(try parameters.optionalUInt32("num_io_queues") ?? 1)
+    try check(options)
+    let host = try parameters.optionalString("hostnqn") ?? Methods.ownNQN
+    guard Inventory.isNQN(host) else { throw Methods.systemError(EINVAL) }
+    let mode = try parameters.optionalString("multipath") ?? "multipath"
+    guard ["disable", "failover", "multipath"].contains(mode) else { throw Methods.systemError(EINVAL) }
+    if mode == "disable", inventory.nvmeAttachment(name) != nil { throw Methods.systemError(EALREADY) }
+    inventory.attach(
+      InitiatorController(
+        name: name, subsystemNQN: subsystem, hostNQN: host, hostID: Methods.hostID(host), options: options,
+        reactor: inventory.idlestReactor, logger: inventory.logger),
+      name: name, subsystemNQN: subsystem, at: place, parameters: request.params ?? [:]
+    ) { result in
+      switch result {
+      case .success(let names): reply(.success(.array(names.map { .string($0) })))
+      case .failure(let error): reply(.failure(answer(error, request.method)))
+      }
+    }
+  }
+
+  /// SPDK's rules of how the three times fit together.
+  private func check(_ options: InitiatorController.Options) throws {
+    let (loss, delay, fast) = (options.lossTimeout, options.reconnectDelay, options.fastFailTimeout)
+    guard loss >= -1, delay >= 0, fast >= 0, (1...64).contains(options.ioQueues),
+      loss == 0 ? delay == 0 && fast == 0 : delay > 0, loss <= 0 || delay <= loss,
+      fast == 0 || fast >= delay && (loss < 0 || fast <= loss)
+    else { throw Methods.systemError(EINVAL) }
+  }
+
+  /// What this process calls itself where no name is given.
+  private static let ownNQN = "nqn.2014-08.org.nvmexpress:uuid:\(UniqueID.random())"
+
+  /// The host's identifier: that of its name where it has one, else made from the name, so that the two belong together.
+  private static func hostID(_ nqn: String) -> [UInt8] {
+    if let last = nqn.split(separator: ":").last, let bytes = UniqueID.bytes(String(last)) { return bytes }
+    // FNV-1a, twice, with different beginnings: not a secret, and the same for every process.
+    return [0xCBF2_9CE4_8422_2325, 0x8422_2325_CBF2_9CE4].flatMap { (start: UInt64) -> [UInt8] in
+      let sum = nqn.utf8.reduce(start) { ($0 ^ UInt64($1)) &* 0x100_0000_01B3 }
+      return (0..<8).map { UInt8(truncatingIfNeeded: sum >> UInt64(8 * $0)) }
+    }
+  }
+
+  private func detachController(_ request: Request, _ reply: @escaping Reply) throws {
+    let parameters = try Parameters(
+      request,
+      allowed: ["name", "trtype", "traddr", "adrfam", "trsvcid", "subnqn", "hostnqn", "hostaddr", "hostsvcid"])
+    let name = try parameters.string("name")
+    inventory.dropUnrestored(name)
+    var place: NVMfTarget.ListenAddress?
+    if let address = try parameters.optionalString("traddr") {
+      guard let port = UInt16(try parameters.optionalString("trsvcid") ?? "4420") else {
+        throw Methods.systemError(EINVAL)
+      }
+      place = NVMfTarget.ListenAddress(address: address, port: port)
+    }
+    inventory.detach(name, at: place) { result in
+      reply(result.map { JSONValue.bool(true) }.mapError { answer($0, request.method) })
+    }
+  }
+
+  private func getNVMeControllers(_ request: Request, _ reply: Reply) throws {
+    let name = try Parameters(request, allowed: ["name"]).optionalString("name")
+    var attachments = inventory.nvmeAttachments
+    if let name {
+      guard let attachment = inventory.nvmeAttachment(name) else { throw Methods.systemError(ENODEV) }
+      attachments = [attachment]
+    }
+    reply(
+      .success(
+        .array(
+          attachments.map { attachment in
+            let controller = attachment.controller
+            return [
+              "name": .string(controller.name),
+              "ctrlrs": .array(
+                controller.reports.map { report in
+                  [
+                    "state": .string(report.state), "trid": controller.identifier(report.place),
+                    "cntlid": .integer(Int64(report.controllerID)),
+                    "host": ["nqn": .string(controller.hostNQN), "addr": "", "svcid": ""],
+                  ]
+                }),
+            ]
+          })))
+  }
+}
