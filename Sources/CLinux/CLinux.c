@@ -199,7 +199,13 @@ int clinux_tcp_listen(const char *host, uint16_t port) { return tcp_socket(host,
 
 int clinux_tcp_connect(const char *host, uint16_t port) { return tcp_socket(host, port, connect); }
 
-void clinux_set_no_delay(int fd) {
+void clinux_tune_tcp(int fd) {
   int one = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+  int idle = 30, interval = 10, count = 3, milliseconds = 60000;
+  if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0) return;
+  setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+  setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+  setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &milliseconds, sizeof(milliseconds));
 }

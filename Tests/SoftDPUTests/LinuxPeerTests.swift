@@ -13,7 +13,7 @@ import Testing
     let directory: TemporaryDirectory
     private let guest: ChildProcess
 
-    init(_ script: String, processors: Int = 2) async throws {
+    init(_ script: String, processors: Int = 2, forwarding port: Int? = nil) async throws {
       directory = try TemporaryDirectory()
       try await ChildProcess.run("\(TestEnvironment.repository)/images/build-peer.sh", within: .seconds(300))
       let cache =
@@ -37,7 +37,8 @@ import Testing
           "-M", machine, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "\(processors)", "-m", "512",
           "-nodefaults", "-display", "none", "-no-reboot", "-kernel", "\(cache)/peer-kernel", "-initrd",
           directory.file("initrd"), "-append", "console=\(console) quiet panic=5 mitigations=off", "-netdev",
-          "user,id=net", "-device", "virtio-net-pci,netdev=net", "-serial", "file:\(directory.file("console"))",
+          "user,id=net" + (port.map { ",hostfwd=tcp:127.0.0.1:\($0)-10.0.2.15:4420" } ?? ""), "-device",
+          "virtio-net-pci,netdev=net", "-serial", "file:\(directory.file("console"))",
         ])
     }
 
@@ -150,5 +151,61 @@ import Testing
     #expect(console.contains("discovered: 1") && console.contains("I/O errors: 0") && console.contains("err= 0"))
     process.signal(SIGTERM)
     #expect(try await process.waitForExit() == .code(0))
+  }
+
+  private static let target = """
+    set -e
+    truncate -s 64M /tmp/disk
+    cd /sys/kernel/config/nvmet
+    mkdir subsystems/\(subsystem)
+    echo 1 >subsystems/\(subsystem)/attr_allow_any_host
+    mkdir subsystems/\(subsystem)/namespaces/1
+    cd subsystems/\(subsystem)/namespaces/1
+    echo -n /tmp/disk >device_path
+    echo 1 >buffered_io
+    echo 1 >enable
+    cd /sys/kernel/config/nvmet
+    mkdir ports/1
+    echo tcp >ports/1/addr_trtype
+    echo ipv4 >ports/1/addr_adrfam
+    echo 10.0.2.15 >ports/1/addr_traddr
+    echo 4420 >ports/1/addr_trsvcid
+    ln -s /sys/kernel/config/nvmet/subsystems/\(subsystem) ports/1/subsystems/
+    echo "serving"
+    # Until the disk has what the host writes last.
+    while [ "$(dd if=/tmp/disk bs=512 skip=131071 count=1 2>/dev/null | tr -d '\\0' | wc -c)" = 0 ]; do sleep 1; done
+    echo "written: $(md5sum </tmp/disk)"
+    """
+
+  /// The other way round: our initiator, and Linux's target (nvmet) in the guest.
+  @Test(.timeLimit(.minutes(4)), arguments: [[:], ["hdgst": true, "ddgst": true]] as [JSONValue])
+  func ourInitiatorUsesLinuxsDisks(_ options: JSONValue) async throws {
+    let port = Int.random(in: 20000...29999)
+    let peer = try await Peer(Self.target, forwarding: port)
+    try await peer.line("serving")
+    let target = try Target(.memory)
+    var parameters: JSONValue = [
+      "name": "linux", "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": .string("\(port)"),
+      "subnqn": .string(Self.subsystem),
+    ]
+    for (key, value) in options.objectValue ?? [:] { parameters[key] = value }
+    #expect(try await target.client.call("bdev_nvme_attach_controller", parameters) == ["linuxn1"])
+    let uri = try await NBDTests.export(target, "linuxn1")
+    _ = try await NBDTests.io(
+      uri, "write -P 1 0 8M", "write -P 2 1M 4k", "write -f -P 3 2M 512", "flush", "read -P 1 2049k 512k",
+      "read -P 2 1M 4k", "read -P 3 2M 512", "discard 4M 1M", "write -z 6M 64k", "read -P 0 6M 64k")
+    _ = try await NBDTests.io(uri, "write -P 1 0 16M", "write -z 16M 47M", "write -P 1 63M 1M", "flush")
+    try await peer.line("written:")
+    let expected = try await ChildProcess.run(
+      "sh",
+      [
+        "-c",
+        "{ head -c 16777216 /dev/zero | tr '\\0' '\\1'; head -c 49283072 /dev/zero; "
+          + "head -c 1048576 /dev/zero | tr '\\0' '\\1'; } | md5sum",
+      ])
+    #expect(peer.console.contains("written: \(expected.prefix(32))"), "\(peer.console.suffix(2000))")
+    _ = try await target.client.call("nbd_stop_disk", ["nbd_device": .string(target.directory.file("linuxn1.sock"))])
+    _ = try await target.client.call("bdev_nvme_detach_controller", ["name": "linux"])
+    try await peer.end()
   }
 }

@@ -159,7 +159,7 @@ import Testing
     #expect(try tryConnect(Self.nqn) == 0x4184)
     _ = try await target.client.call("nvmf_subsystem_add_host", ["nqn": .string(Self.nqn), "host": .string(host)])
     #expect(try tryConnect(Self.nqn) == 0)
-    #expect(try tryConnect("nqn.2026-11.io.x:absent") == 0x4182)
+    #expect(try tryConnect("nqn.2026-11.io.x:absent") == 0x0182)
     #expect(try tryConnect("nqn.2014-08.org.nvmexpress.discovery") == 0)
     // A host that is not allowed any more is cut off.
     let fd = try connect(port)

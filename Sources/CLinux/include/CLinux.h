@@ -142,8 +142,9 @@ int clinux_accept(int listener);
 int clinux_tcp_listen(const char *host, uint16_t port);
 // Connects to a numeric address without waiting for it; a negative error number where that fails at once.
 int clinux_tcp_connect(const char *host, uint16_t port);
-// Sends what is written at once (TCP_NODELAY); does nothing for other sockets.
-void clinux_set_no_delay(int fd);
+// Has a TCP socket send what is written at once, and notice within a minute that its peer has vanished; does nothing for
+// other sockets.
+void clinux_tune_tcp(int fd);
 
 // CRC-32C (Castagnoli) of `length` bytes, continuing from `crc` (0 to begin), with the processor's instruction where it
 // has one.

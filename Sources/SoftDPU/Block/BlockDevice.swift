@@ -50,7 +50,22 @@ class BlockDevice: @unchecked Sendable {
     state = Mutex(State(name: name, aliases: aliases, size: size))
   }
 
-  deinit { unsafe BlockTarget.destroy(target) }
+  deinit {
+    // On the reactor's thread: a timer may still name the target.
+    let doomed = unsafe Doomed(target: target)
+    let reactor = reactor
+    let isPosted = reactor.post {
+      unsafe reactor.core.pointee.timers.remove(context: doomed.target)
+      unsafe BlockTarget.destroy(doomed.target)
+    }
+    if !isPosted { unsafe BlockTarget.destroy(doomed.target) }
+  }
+
+  /// A target that nobody uses any more, on its way to its end.
+  @unsafe
+  private struct Doomed: @unchecked Sendable {
+    let target: UnsafeMutablePointer<BlockTarget>
+  }
 
   // MARK: What there is
 

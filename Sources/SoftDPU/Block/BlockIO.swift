@@ -98,9 +98,13 @@ struct BlockFrame {
 @inline(__always)
 func start(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>) {
   let target = unsafe io.pointee.target
-  guard unsafe target.pointee.reactor == core.pointee.number else { return unsafe hop(io, core) }
   unsafe io.pointee.length = io.pointee.remaining
   unsafe io.pointee.began = clinux_monotonic_nanoseconds()
+  guard unsafe target.pointee.reactor == core.pointee.number else { return unsafe hop(io, core) }
+  // Looked at with each request: a device can become read-only while it is in use.
+  if unsafe target.pointee.isReadOnly, unsafe io.pointee.kind != .read, unsafe io.pointee.kind != .flush {
+    return unsafe io.pointee.done(io, -EROFS, core)
+  }
   unsafe target.pointee.inflight += 1
   if unsafe target.pointee.limiter != nil, unsafe !admit(io, core) { return }
   unsafe dispatch(io, core)

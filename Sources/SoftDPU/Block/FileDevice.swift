@@ -32,12 +32,12 @@ class FileDevice: BlockDevice, @unchecked Sendable {
     _ parameters: Parameters, ownBlockSize: UInt32?, reactor: Reactor
   ) throws(SoftDPUError) {
     try self.init(
-      parameters, ownBlockSize: ownBlockSize, aliases: [], productName: "AIO disk", canWriteZeroes: nil,
+      parameters, ownBlockSize: ownBlockSize, aliases: [], productName: "AIO disk",
       reactor: reactor)
   }
 
   init(
-    _ parameters: Parameters, ownBlockSize: UInt32?, aliases: [String], productName: String, canWriteZeroes: Bool?,
+    _ parameters: Parameters, ownBlockSize: UInt32?, aliases: [String], productName: String,
     reactor: Reactor
   ) throws(SoftDPUError) {
     let file = try OpenFile(parameters, ownBlockSize: ownBlockSize)
@@ -50,7 +50,7 @@ class FileDevice: BlockDevice, @unchecked Sendable {
     let canUnmap = parameters.canUnmap && !parameters.isReadOnly
     let target = unsafe BlockTarget.make(
       .file, name: parameters.name, reactor: reactor.number, capacity: file.size, blockSize: file.blockSize,
-      isReadOnly: parameters.isReadOnly, canUnmap: canUnmap, canWriteZeroes: canWriteZeroes ?? canUnmap)
+      isReadOnly: parameters.isReadOnly, canUnmap: canUnmap, canWriteZeroes: !parameters.isReadOnly)
     unsafe target.pointee.directFD = file.direct
     unsafe target.pointee.bufferedFD = file.buffered
     unsafe target.pointee.memoryMask = UInt(max(file.memoryAlignment, 512)) - 1

@@ -9,6 +9,9 @@ import Glibc
 /// A mode of fallocate that no file system has: what was done is being made durable.
 private let syncing: CInt = -1
 
+/// Another: zeros are written one by one, because the file is not to have holes.
+private let zeroing: CInt = -2
+
 /// Starts a request on a file. A file's requests are either all direct or all through the page cache: where both met on
 /// neighbouring blocks, the cache could write back what is older.
 func startFile(
@@ -23,8 +26,9 @@ func startFile(
   case .flush: break
   case .unmap: unsafe io.pointee.mode = CInt(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
   case .writeZeroes:
-    unsafe io.pointee.mode = CInt(
-      (io.pointee.mayUnmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE)
+    unsafe io.pointee.mode =
+      unsafe target.pointee.canUnmap
+      ? CInt((io.pointee.mayUnmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE) : zeroing
   }
   unsafe submitFile(io, target, core)
 }
@@ -109,6 +113,13 @@ private func submitFile(
   case .flush:
     unsafe clinux_prep_datasync(entry, target.pointee.bufferedFD, data)
   case .unmap, .writeZeroes:
+    if unsafe io.pointee.mode == zeroing {
+      let fd = unsafe target.pointee.directFD >= 0 ? target.pointee.directFD : target.pointee.bufferedFD
+      let flags = unsafe io.pointee.isDurable ? RWF_DSYNC : 0
+      return unsafe withZeroPieces(io, core) { pieces, count in
+        unsafe clinux_prep_rw(entry, 1, fd, pieces, UInt32(count), io.pointee.offset, flags, data)
+      }
+    }
     if unsafe io.pointee.mode == syncing {
       return unsafe clinux_prep_datasync(entry, target.pointee.bufferedFD, data)
     }
@@ -141,9 +152,15 @@ private func performInline(
       }
     case .flush: result = 0
     case .unmap, .writeZeroes:
-      result =
-        unsafe io.pointee.mode == syncing
-        ? 0 : Int(clinux_fallocate(fd, io.pointee.mode, io.pointee.offset, io.pointee.remaining))
+      if unsafe io.pointee.mode == syncing {
+        result = 0
+      } else if unsafe io.pointee.mode == zeroing {
+        result = unsafe withZeroPieces(io, core) { pieces, count in
+          unsafe pwritev(fd, pieces, CInt(count), off_t(io.pointee.offset))
+        }
+      } else {
+        result = unsafe Int(clinux_fallocate(fd, io.pointee.mode, io.pointee.offset, io.pointee.remaining))
+      }
     }
     if unsafe take(io, result < 0 ? -Int(errno) : result, core) { return }
   }
@@ -177,6 +194,16 @@ private func take(_ io: UnsafeMutablePointer<BlockIO>, _ result: Int, _ core: Un
   case .flush:
     unsafe finish(io, CInt(clamping: min(0, result)), core)
     return true
+  case .writeZeroes where unsafe io.pointee.mode == zeroing:
+    guard result > 0, unsafe UInt64(result) <= io.pointee.remaining else {
+      unsafe finish(io, result < 0 ? CInt(clamping: result) : -EIO, core)
+      return true
+    }
+    unsafe io.pointee.offset += UInt64(result)
+    unsafe io.pointee.remaining -= UInt64(result)
+    guard unsafe io.pointee.remaining == 0 else { return false }
+    unsafe finish(io, 0, core)
+    return true
   case .unmap, .writeZeroes:
     if result == -Int(EOPNOTSUPP), unsafe io.pointee.mode & CInt(FALLOC_FL_ZERO_RANGE) != 0 {
       // A hole reads as zeros as well; every file system that has one of the two has holes.
@@ -190,4 +217,17 @@ private func take(_ io: UnsafeMutablePointer<BlockIO>, _ result: Int, _ core: Un
     unsafe finish(io, CInt(clamping: min(0, result)), core)
     return true
   }
+}
+
+/// Calls `body` with pieces of zeros for the next part of a request. A single piece is read during the call; several are
+/// the reactor's own, which do not change.
+private func withZeroPieces<Result>(
+  _ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>,
+  _ body: (UnsafePointer<iovec>, Int) -> Result
+) -> Result {
+  let whole = unsafe Int(clamping: io.pointee.remaining) / ReactorCore.zeroLength
+  if whole > 1 { return unsafe body(core.pointee.zeroVectors, min(whole, ReactorCore.maximumZeroVectors)) }
+  var piece = unsafe iovec(
+    iov_base: core.pointee.zeros, iov_len: min(Int(clamping: io.pointee.remaining), ReactorCore.zeroLength))
+  return unsafe body(&piece, 1)
 }

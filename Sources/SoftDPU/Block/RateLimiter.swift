@@ -75,6 +75,8 @@ struct RateLimiter {
   private var writeBytes: RateAccount
   var first: UnsafeMutablePointer<BlockIO>?
   var last: UnsafeMutablePointer<BlockIO>?
+  /// A timer will look at the queue.
+  var isArmed = false
 
   init(_ limits: RateLimits, now: UInt64) {
     unsafe self.limits = limits
@@ -85,8 +87,9 @@ struct RateLimiter {
   }
 
   mutating func set(_ limits: RateLimits, now: UInt64) {
-    let (first, last) = unsafe (self.first, self.last)
+    let (first, last, isArmed) = unsafe (self.first, self.last, self.isArmed)
     unsafe self = RateLimiter(limits, now: now)
+    unsafe self.isArmed = isArmed
     unsafe self.first = unsafe first
     unsafe self.last = unsafe last
   }
@@ -124,7 +127,7 @@ func admit(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<Rea
     let now = unsafe io.pointee.began
     let wait = unsafe limiter.pointee.charge(io, now: now)
     if wait == 0 { return true }
-    unsafe core.pointee.schedule(at: now &+ wait, limiterDue, target)
+    unsafe arm(target, at: now &+ wait, core)
   }
   unsafe io.pointee.next = nil
   if let last = unsafe limiter.pointee.last {
@@ -143,7 +146,7 @@ func releaseWaiting(_ target: UnsafeMutablePointer<BlockTarget>, _ core: UnsafeM
   while let io = unsafe limiter.pointee.first {
     let wait = unsafe limiter.pointee.charge(io, now: now)
     guard wait == 0 else {
-      unsafe core.pointee.schedule(at: now &+ wait, limiterDue, target)
+      unsafe arm(target, at: now &+ wait, core)
       return
     }
     unsafe limiter.pointee.first = unsafe io.pointee.next
@@ -153,7 +156,17 @@ func releaseWaiting(_ target: UnsafeMutablePointer<BlockTarget>, _ core: UnsafeM
   }
 }
 
+/// One timer at a time for each limiter.
+private func arm(
+  _ target: UnsafeMutablePointer<BlockTarget>, at deadline: UInt64, _ core: UnsafeMutablePointer<ReactorCore>
+) {
+  guard let limiter = unsafe target.pointee.limiter, unsafe !limiter.pointee.isArmed else { return }
+  unsafe limiter.pointee.isArmed = true
+  unsafe core.pointee.schedule(at: deadline, limiterDue, target)
+}
+
 private let limiterDue: TimerQueue.Action = { target, core in
-  unsafe releaseWaiting(
-    target.assumingMemoryBound(to: BlockTarget.self), core.assumingMemoryBound(to: ReactorCore.self))
+  let target = unsafe target.assumingMemoryBound(to: BlockTarget.self)
+  unsafe target.pointee.limiter?.pointee.isArmed = false
+  unsafe releaseWaiting(target, core.assumingMemoryBound(to: ReactorCore.self))
 }

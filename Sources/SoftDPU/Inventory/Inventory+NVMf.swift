@@ -81,9 +81,15 @@ extension Inventory {
     }
     disconnect(subsystem) { _ in true }
     detach(subsystem, Array(subsystem.namespaces.values)) { [self] in
-      for listener in subsystem.listeners { closeIfUnused(listener) }
-      logger.info("subsystem deleted", metadata: ["nqn": "\(nqn)"])
-      done(.success(()))
+      let group = DispatchGroup()
+      for listener in subsystem.listeners {
+        group.enter()
+        closeIfUnused(listener) { group.leave() }
+      }
+      group.notify(queue: .global()) { [self] in
+        logger.info("subsystem deleted", metadata: ["nqn": "\(nqn)"])
+        done(.success(()))
+      }
     }
   }
 
@@ -200,7 +206,10 @@ extension Inventory {
     logger.info("listening", metadata: ["nqn": "\(nqn)", "address": "\(place.address):\(place.port)"])
   }
 
-  func removeListener(_ nqn: String, _ place: NVMfTarget.ListenAddress) throws(SoftDPUError) {
+  /// `done` is called when nobody can connect there any more.
+  func removeListener(
+    _ nqn: String, _ place: NVMfTarget.ListenAddress, _ done: @escaping @Sendable () -> Void
+  ) throws(SoftDPUError) {
     let subsystem = try requireSubsystem(nqn, "stop listening for")
     guard subsystem.listeners.contains(place) else {
       throw .system(ENOENT, "stop listening for \(nqn) at \(place.address):\(place.port)")
@@ -213,16 +222,21 @@ extension Inventory {
       throw error
     }
     disconnect(subsystem) { $0.admin.place == place }
-    closeIfUnused(place)
+    closeIfUnused(place, done)
   }
 
   /// Ends a listener that no subsystem names any more.
-  private func closeIfUnused(_ place: NVMfTarget.ListenAddress) {
-    guard !nvmf.subsystems.contains(where: { $0.listeners.contains(place) }),
-      let listener = nvmf.change({ $0.listeners.removeValue(forKey: place) })
-    else { return }
+  private func closeIfUnused(_ place: NVMfTarget.ListenAddress, _ done: @escaping @Sendable () -> Void = {}) {
+    let unused = nvmf.change { state -> NVMfListener? in
+      guard !state.subsystems.values.contains(where: { $0.listeners.contains(place) }) else { return nil }
+      return state.listeners.removeValue(forKey: place)
+    }
+    guard let unused else { return done() }
     // The closure keeps the listener until its last connection is gone.
-    listener.close { [listener] in _ = listener }
+    unused.close { [unused] in
+      _ = unused
+      done()
+    }
   }
 
   func changeHosts(

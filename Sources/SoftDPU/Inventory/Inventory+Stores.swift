@@ -26,6 +26,11 @@ extension Inventory {
       do throws(SoftDPUError) {
         try add(LvolDevice(lvol, store: store, reactor: idlestReactor))
       } catch {
+        // The process before this one may still hold it for a moment: the whole is tried again.
+        if error.code == .system(EBUSY) {
+          try? closeStores(on: folder)
+          throw error
+        }
         logger.error(
           "a volume of a store could not be opened",
           metadata: ["lvol": "\(lvol.name)", "store": "\(store.manifest.name)", "error": "\(error)"])

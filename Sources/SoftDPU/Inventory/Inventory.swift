@@ -203,15 +203,23 @@ final class Inventory: Sendable {
   func keep(unrestored call: ConfigurationCall) { state.withLock { $0.unrestored.append(call) } }
 
   /// Forgets what could not be brought back under this name.
-  func dropUnrestored(_ name: String) { state.withLock { $0.unrestored.removeAll { $0.subject == name } } }
+  func dropUnrestored(_ name: String) {
+    state.withLock { $0.unrestored.removeAll { $0.subject == name || $0.parameters["nqn"]?.stringValue == name } }
+  }
 
   /// The calls that were not brought back and that nothing has made since.
   private func unrestored(of subsystem: String) -> [ConfigurationCall] {
-    state.withLock { $0.unrestored }.filter { call in
-      Inventory.subsystem(of: call.method) == subsystem && device(call.subject) == nil
-        && controller(call.subject) == nil
-    }
+    state.withLock { $0.unrestored }.filter { Inventory.subsystem(of: $0.method) == subsystem }
   }
+
+  /// Forgets calls whose result somebody has made since: removing that later removes it for good.
+  private func dropUnrestored(live calls: [ConfigurationCall]) {
+    let keys = Set(calls.map(\.key))
+    state.withLock { $0.unrestored.removeAll { keys.contains($0.key) } }
+  }
+
+  /// Forgets what a call that undoes another has undone.
+  func dropUnrestored(key: String) { state.withLock { $0.unrestored.removeAll { $0.key == key } } }
 
   private static func subsystem(of method: String) -> String {
     let known = [("bdev_", "bdev"), ("vhost_", "vhost_blk"), ("nvmf_", "nvmf"), ("nbd_", "nbd")]
@@ -223,6 +231,7 @@ final class Inventory: Sendable {
     guard let stateFile else { return }
     let result = saving.withLock { saving -> Result<Void, SoftDPUError> in
       guard !saving.isSuspended else { return .success(()) }
+      dropUnrestored(live: Inventory.subsystems.flatMap { configuration(of: $0.name) ?? [] })
       let subsystems = Inventory.subsystems.map { subsystem -> JSONValue in
         [
           "subsystem": .string(subsystem.name),

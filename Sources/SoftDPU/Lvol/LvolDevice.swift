@@ -64,7 +64,7 @@ final class LvolDevice: FileDevice, @unchecked Sendable {
         name: lvol.uuid, file: store.file(lvol.uuid), blockSize: store.base.blockSize,
         isReadOnly: lvol.isReadOnly || lvol.isSnapshot, canUnmap: true, uuid: lvol.uuid),
       ownBlockSize: store.base.blockSize, aliases: ["\(store.manifest.name)/\(lvol.name)"],
-      productName: "Logical Volume", canWriteZeroes: nil, reactor: reactor)
+      productName: "Logical Volume", reactor: reactor)
   }
 
   override var base: BlockDevice? { store.base }

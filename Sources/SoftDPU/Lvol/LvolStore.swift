@@ -20,6 +20,8 @@ final class LvolStore: Sendable {
   /// The device that stands for the folder.
   let base: BlockDevice
   private let manifestState: Mutex<LvolManifest>
+  /// Volumes that are being copied.
+  private let copying = Mutex<Set<String>>([])
 
   /// Copying, which may take minutes, one after the other.
   static let slowWork = DispatchQueue(label: "LvolStore.slowWork")
@@ -136,7 +138,8 @@ final class LvolStore: Sendable {
 
   func file(_ uuid: String) -> String { "\(folder)/lvols/\(uuid).img" }
 
-  private func wholeClusters(_ bytes: UInt64) -> UInt64? {
+  /// A size in whole clusters; nil where it is none.
+  func wholeClusters(_ bytes: UInt64) -> UInt64? {
     let size = manifest.clusterSize
     let (sum, isTooMuch) = bytes.addingReportingOverflow(size - 1)
     let rounded = sum / size * size
@@ -166,6 +169,7 @@ final class LvolStore: Sendable {
     try checkNew(name, operation)
     guard var origin = manifest.lvols[uuid] else { throw .system(ENODEV, operation) }
     guard !origin.isSnapshot else { throw .system(EINVAL, operation) }
+    try checkIdle(uuid, operation)
     let snapshot = LvolManifest.Lvol(
       uuid: UniqueID.random(), name: name, size: origin.size, isThin: true, isReadOnly: true, isSnapshot: true,
       parent: origin.parent)
@@ -195,6 +199,7 @@ final class LvolStore: Sendable {
     let operation = "resize lvol \(uuid)"
     guard var lvol = manifest.lvols[uuid] else { throw .system(ENODEV, operation) }
     guard !lvol.isReadOnly else { throw .system(EPERM, operation) }
+    try checkIdle(uuid, operation)
     guard let size = wholeClusters(bytes) else { throw .system(EINVAL, operation) }
     let path = file(uuid)
     let isGrowing = size > lvol.size
@@ -212,6 +217,8 @@ final class LvolStore: Sendable {
   /// parent. Takes as long as copying does.
   func separate(_ uuid: String, isThick: Bool) throws(SoftDPUError) {
     let operation = "\(isThick ? "inflate" : "decouple") lvol \(uuid)"
+    guard copying.withLock({ $0.insert(uuid).inserted }) else { throw .system(EBUSY, operation) }
+    defer { _ = copying.withLock { $0.remove(uuid) } }
     guard let lvol = manifest.lvols[uuid] else { throw .system(ENODEV, operation) }
     guard isThick || lvol.parent != nil else { throw .system(EINVAL, operation) }
     if isThick {
@@ -243,6 +250,7 @@ final class LvolStore: Sendable {
   func checkDeletable(_ uuid: String) throws(SoftDPUError) {
     let operation = "delete lvol \(uuid)"
     guard manifest.lvols[uuid] != nil else { throw .system(ENODEV, operation) }
+    try checkIdle(uuid, operation)
     let clones = manifest.clones(of: uuid)
     guard clones.count <= 1 else {
       throw SoftDPUError(
@@ -300,15 +308,25 @@ final class LvolStore: Sendable {
     }
   }
 
+  /// EBUSY while the volume is being copied.
+  private func checkIdle(_ uuid: String, _ operation: String) throws(SoftDPUError) {
+    guard !copying.withLock({ $0.contains(uuid) }) else { throw .system(EBUSY, operation) }
+  }
+
   private func reserve(
     _ path: String, _ size: UInt64, mode: CInt, _ operation: String
   ) throws(SoftDPUError) {
     let fd = unsafe Glibc.open(path, O_RDWR | O_CLOEXEC)
     guard fd >= 0 else { throw .system(errno, operation) }
     defer { close(fd) }
-    // Shared extents first, then holes: unsharing leaves holes alone.
-    guard mode == 0 || clinux_fallocate(fd, mode, 0, size) == 0 else { throw .system(errno, operation) }
-    guard clinux_fallocate(fd, 0, 0, size) == 0 else { throw .system(errno, operation) }
+    // In pieces: the file's requests wait while one is copied. Shared extents first, then holes, which unsharing leaves
+    // alone.
+    let keep = CInt(FALLOC_FL_KEEP_SIZE)
+    for offset in stride(from: 0, to: size, by: 16 << 20) {
+      let length = min(16 << 20, size - offset)
+      guard mode == 0 || clinux_fallocate(fd, mode | keep, offset, length) == 0 else { throw .system(errno, operation) }
+      guard clinux_fallocate(fd, keep, offset, length) == 0 else { throw .system(errno, operation) }
+    }
   }
 
   private func add(

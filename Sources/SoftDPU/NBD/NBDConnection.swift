@@ -65,26 +65,40 @@ final class NBDConnection: Drainable, @unchecked Sendable {
   // MARK: Negotiation
 
   private func negotiate() {
+    // Until the socket is empty: what stays there is not announced again.
+    while !isClosed, unsafe state == nil, takeNegotiation() {}
+  }
+
+  /// Takes some bytes of the negotiation; false where there are none now.
+  private func takeNegotiation() -> Bool {
     var chunk = [UInt8](repeating: 0, count: 4096)
     let room = Int(NBD.maximumOptionLength) + 16 - pending.count
     let count = unsafe recv(fd, &chunk, min(room, chunk.count), CInt(MSG_DONTWAIT))
     guard count > 0 else {
       if count == 0 || errno != EAGAIN { close("the client left") }
-      return
+      return false
     }
     pending += chunk.prefix(count)
     while true {
       let (consumed, answer, next) = handshake.take(
         pending, find: { [server] in server.export($0)?.description }, names: { [server] in server.names })
       pending.removeFirst(min(consumed, pending.count))
-      guard write(answer) else { return close("the client does not take its answers") }
+      guard write(answer) else {
+        close("the client does not take its answers")
+        return false
+      }
       switch next {
-      case .more: if consumed == 0 || pending.isEmpty { return }
-      case .startTLS, .close: return close("the negotiation ended")
+      case .more: if consumed == 0 || pending.isEmpty { return true }
+      case .startTLS, .close:
+        close("the negotiation ended")
+        return false
       case .serve(let name, let hasStructuredReplies, let hasAllocationContext):
-        guard let export = server.export(name) else { return close("the export went away") }
+        guard let export = server.export(name) else {
+          close("the export went away")
+          return false
+        }
         serve(export, hasStructuredReplies, hasAllocationContext)
-        return
+        return false
       }
     }
   }

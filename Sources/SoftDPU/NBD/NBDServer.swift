@@ -83,7 +83,7 @@ final class NBDServer: @unchecked Sendable {
         _ = Glibc.close(fd)
         continue
       }
-      clinux_set_no_delay(fd)
+      clinux_tune_tcp(fd)
       let connection = NBDConnection(fd: fd, reactor: reactor, server: self, logger: logger)
       connections[ObjectIdentifier(connection)] = connection
       connection.start()

@@ -22,6 +22,9 @@ struct NBDSlot {
   var length = 0
   var cookie: UInt64 = 0
   var command: UInt16 = 0
+  var flags: UInt16 = 0
+  /// The request is not sound, which is told once its bytes are through.
+  var isRefused = false
 }
 
 @unsafe
@@ -141,21 +144,25 @@ func takeRequests(_ state: UnsafeMutablePointer<NBDState>, _ core: UnsafeMutable
     unsafe stream.pointee.consume(NBD.requestLength)
     unsafe state.pointee.free = unsafe slot.pointee.next
     unsafe slot.pointee.command = command
+    unsafe slot.pointee.flags = flags
+    unsafe slot.pointee.isRefused = flags & ~allowedFlags(command) != 0 || moves && length > NBD.maximumPayload
     unsafe slot.pointee.io.offset = offset
     unsafe slot.pointee.io.remaining = UInt64(length)
     unsafe slot.pointee.io.isDurable = flags & NBD.CommandFlag.fua != 0
     unsafe slot.pointee.io.mayUnmap = flags & NBD.CommandFlag.noHole == 0
     unsafe slot.pointee.length = held
     if held > 0 {
-      guard let buffer = unsafe core.pointee.buffers.take(held) else { return .broken }
+      guard let buffer = unsafe core.pointee.buffers.take(held) else {
+        // What a write brings has nowhere to go.
+        if command == NBD.Command.write { return .broken }
+        unsafe slot.pointee.length = 0
+        unsafe refuse(slot, NBD.ErrorNumber.memory, core)
+        continue
+      }
       unsafe slot.pointee.buffer = unsafe buffer
       unsafe state.pointee.held += held
     }
-    guard flags & ~allowedFlags(command) == 0, length <= NBD.maximumPayload || !moves else {
-      unsafe refuse(slot, NBD.ErrorNumber.invalid, core)
-      continue
-    }
-    if command == NBD.Command.write {
+    if command == NBD.Command.write, held > 0 {
       unsafe state.pointee.receiving = unsafe slot
       unsafe state.pointee.received = 0
     } else {
@@ -179,6 +186,7 @@ private func begin(_ slot: UnsafeMutablePointer<NBDSlot>, _ core: UnsafeMutableP
   let state = unsafe slot.pointee.state
   let target = unsafe state.pointee.target
   let io = unsafe slot.io
+  if unsafe slot.pointee.isRefused { return unsafe refuse(slot, NBD.ErrorNumber.invalid, core) }
   switch unsafe slot.pointee.command {
   case NBD.Command.read: unsafe io.pointee.kind = .read
   case NBD.Command.write: unsafe io.pointee.kind = .write
@@ -320,7 +328,7 @@ private func answerBlockStatus(_ slot: UnsafeMutablePointer<NBDSlot>, _ core: Un
     unsafe buffer.storeBytes(of: UInt32(length).bigEndian, toByteOffset: used, as: UInt32.self)
     unsafe buffer.storeBytes(of: flags.bigEndian, toByteOffset: used + 4, as: UInt32.self)
     used += 8
-    return used + 8 <= size
+    return unsafe used + 8 <= size && slot.pointee.flags & NBD.CommandFlag.requestOne == 0
   }
   unsafe chunk(slot, NBD.ReplyType.blockStatus, length: UInt32(used))
   unsafe slot.pointee.item.pointee.clear()

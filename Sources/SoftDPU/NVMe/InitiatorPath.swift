@@ -26,6 +26,7 @@ final class InitiatorPath {
   private var controllerID: UInt16 = 0
   private var maximumTransfer = 131_072
   private var inCapsuleLength = 0
+  private var hasWriteZeroes = true
   private var namespaces: [InitiatorController.Namespace] = []
   private var shifts: [UInt32: UInt64] = [:]
   private var onFirst: ((Result<[InitiatorController.Namespace], SoftDPUError>) -> Void)?
@@ -103,6 +104,19 @@ final class InitiatorPath {
         unsafe gatherPieces(io, at: slot.pointee.progress, buffer, part)
         if part <= inCapsuleLength { inline = part }
       }
+    case .writeZeroes where !hasWriteZeroes:
+      // The target does not do it by itself: zeros are sent.
+      let part = min(left, maximumTransfer)
+      guard let buffer = unsafe core.pointee.buffers.take(part) else { return unsafe endRequest(slot, -ENOMEM) }
+      unsafe memset(buffer, 0, part)
+      unsafe slot.pointee.buffer = unsafe buffer
+      unsafe slot.pointee.bufferLength = part
+      unsafe setRange(header, offset >> shift, UInt64(part) >> shift)
+      unsafe header.storeBytes(of: NVMe.IO.write, toByteOffset: 8, as: UInt8.self)
+      if unsafe io.pointee.isDurable { unsafe addFlag(header, 1 << 30) }
+      unsafe slot.pointee.transfer = part
+      unsafe slot.pointee.received = part
+      if part <= inCapsuleLength { inline = part }
     case .writeZeroes:
       let part = min(left, 0x8000 << Int(shift))
       unsafe setRange(header, offset >> shift, UInt64(part) >> shift)
@@ -150,7 +164,15 @@ final class InitiatorPath {
   private func completed(_ slot: UnsafeMutablePointer<HostSlot>, _ status: UInt16) {
     guard let io = unsafe slot.pointee.io else { return unsafe release(slot, core) }
     let code = status & 0x7FF
-    guard code == NVMe.Status.success else { return unsafe endRequest(slot, InitiatorPath.errorNumber(code)) }
+    guard code == NVMe.Status.success else {
+      if hasWriteZeroes, unsafe io.pointee.kind == .writeZeroes, code & 0x700 != 0x200 {
+        // Some targets offer the command whatever their files can do (Linux's nvmet on tmpfs).
+        hasWriteZeroes = false
+        unsafe restart(slot, io)
+        return
+      }
+      return unsafe endRequest(slot, InitiatorPath.errorNumber(code))
+    }
     let part: Int
     switch unsafe io.pointee.kind {
     case .flush: part = 0
@@ -162,7 +184,11 @@ final class InitiatorPath {
     }
     unsafe slot.pointee.progress += part
     guard unsafe slot.pointee.progress < Int(clamping: io.pointee.length) else { return unsafe endRequest(slot, 0) }
-    // The rest, with the same slot.
+    unsafe restart(slot, io)
+  }
+
+  /// Sends the command for the rest of a request, with the same slot.
+  private func restart(_ slot: UnsafeMutablePointer<HostSlot>, _ io: UnsafeMutablePointer<BlockIO>) {
     if let buffer = unsafe slot.pointee.buffer {
       unsafe core.pointee.buffers.give(buffer, slot.pointee.bufferLength)
       unsafe slot.pointee.buffer = nil
@@ -178,7 +204,8 @@ final class InitiatorPath {
     switch code {
     case NVMe.Status.capacityExceeded: -ENOSPC
     case NVMe.Status.writeProtected: -EROFS
-    case NVMe.Status.invalidOpcode: -EOPNOTSUPP
+    // The second is what Linux answers for a command that its file system does not have.
+    case NVMe.Status.invalidOpcode, NVMe.Status.conflictingAttributes: -EOPNOTSUPP
     default: -EIO
     }
   }
@@ -209,7 +236,7 @@ final class InitiatorPath {
   private func makeQueue(depth: Int) -> HostQueue? {
     let fd = unsafe clinux_tcp_connect(place.address, place.port)
     guard fd >= 0 else { return nil }
-    clinux_set_no_delay(fd)
+    clinux_tune_tcp(fd)
     let queue = HostQueue(
       fd: fd, reactor: controller.reactor, depth: depth, hasHeaderDigest: controller.options.hasHeaderDigest,
       hasDataDigest: controller.options.hasDataDigest)
@@ -300,6 +327,7 @@ final class InitiatorPath {
       maximumTransfer = shift == 0 || shift > 8 ? 1 << 20 : 4096 << shift
       let capsule = Int(page[1792]) | Int(page[1793]) << 8 | Int(page[1794]) << 16
       inCapsuleLength = max(0, min(capsule * 16 - 64, 65536))
+      hasWriteZeroes = page[520] & 1 << 3 != 0
       var features = LittleEndianPage(64)
       features.set(NVMe.Admin.setFeatures, at: 0)
       features.set(UInt32(NVMe.Feature.numberOfQueues), at: 40)

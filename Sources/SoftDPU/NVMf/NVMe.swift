@@ -79,6 +79,8 @@ enum NVMe {
     static let invalidLogPage: UInt16 = 1 << 8 | 0x09
     static let featureNotChangeable: UInt16 = 1 << 8 | 0x0E
     static let incompatibleFormat: UInt16 = 1 << 8 | 0x80
+    /// Of I/O commands, for which the same number has another meaning.
+    static let conflictingAttributes: UInt16 = 1 << 8 | 0x80
     static let controllerBusy: UInt16 = 1 << 8 | 0x81
     static let invalidParameters: UInt16 = 1 << 8 | 0x82
     static let invalidHost: UInt16 = 1 << 8 | 0x84

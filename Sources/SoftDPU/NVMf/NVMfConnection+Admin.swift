@@ -80,10 +80,10 @@ extension NVMfConnection {
     return text
   }
 
-  /// Where the host's mistake is: in the data (1) at this offset.
+  /// Where the host's mistake is: at this offset of the command, or of its data. It may try again: what it asks for may
+  /// be there in a moment, when this process has just started.
   private func invalidParameter(_ slot: UnsafeMutablePointer<NVMfSlot>, offset: UInt32, inData: Bool) -> Answer {
-    unsafe complete(
-      slot, NVMe.Status.invalidParameters | NVMe.Status.doNotRetry, word0: offset << 16 | (inData ? 1 : 0), core)
+    unsafe complete(slot, NVMe.Status.invalidParameters, word0: offset | (inData ? 1 << 16 : 0), core)
     return .none
   }
 
@@ -94,7 +94,7 @@ extension NVMfConnection {
     guard data.count == 1024 else { return .refused(NVMe.Status.invalidSGLLength) }
     let queue = unsafe slot.pointee.field16(42)
     let size = unsafe UInt32(slot.pointee.field16(44)) + 1
-    guard size >= 2, size <= UInt32(transport.queueDepth) else {
+    guard size >= 2, size <= (queue == 0 ? 128 : UInt32(transport.queueDepth)) else {
       return unsafe invalidParameter(slot, offset: 44, inData: false)
     }
     guard let subsystemNQN = NVMfConnection.name(data[256..<512]) else {

@@ -71,7 +71,6 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
     while !isClosed {
       switch unsafe takePDUs(state, core) {
       case .more: break
-      case .stalled: return
       case .finished: return close("the host ended the connection")
       case .broken(let reason, let field): return terminate(reason, field)
       }
@@ -204,8 +203,7 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
 
   var isDrained: Bool {
     guard let state = unsafe state, let stream = unsafe stream else { return true }
-    return unsafe state.pointee.inflight == 0 && !state.pointee.isResuming && !stream.pointee.isBlocked
-      && !stream.pointee.isDeferred
+    return unsafe state.pointee.inflight == 0 && !stream.pointee.isBlocked && !stream.pointee.isDeferred
   }
 
   /// Commands so far.

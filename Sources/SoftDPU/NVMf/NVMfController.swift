@@ -85,7 +85,10 @@ final class NVMfController: @unchecked Sendable {
 
   /// A host that is silent for its time, and half as long again for the way, has gone.
   func watchKeepAlive() {
+    unsafe reactor.core.pointee.timers.remove(context: Unmanaged.passUnretained(self).toOpaque())
     guard keepAlive > 0 else { return }
+    // What a host asks for below a second would keep the reactor busy.
+    keepAlive = max(keepAlive, 1000)
     let deadline = lastSeen &+ UInt64(keepAlive) * 1_500_000
     unsafe reactor.core.pointee.schedule(
       at: deadline,

@@ -27,7 +27,13 @@ final class NVMfListener: @unchecked Sendable {
     logger[metadataKey: "nvmf"] = "\(place.address):\(place.port)"
     self.logger = logger
     listener = try TCPSocket.listen(host: place.address, port: place.port)
+    if target.isServing { accept() }
+  }
+
+  /// Begins to take hosts.
+  func accept() {
     target.reactor.post { [self] in
+      guard watch == nil, listener >= 0 else { return }
       let watch = Watch(fd: listener) { [unowned self] in acceptAll() }
       self.watch = watch
       watch.arm(target.reactor.ring)
@@ -52,7 +58,7 @@ final class NVMfListener: @unchecked Sendable {
         _ = Glibc.close(fd)
         continue
       }
-      clinux_set_no_delay(fd)
+      clinux_tune_tcp(fd)
       let connection = NVMfConnection(fd: fd, listener: self, target: target, transport: transport, logger: logger)
       connections[ObjectIdentifier(connection)] = connection
       connection.start()

@@ -93,8 +93,6 @@ struct NVMfState {
   var awaitsDigest = false
   var isCapsule = false
   var inflight = 0
-  var isStalled = false
-  var isResuming = false
   var commands: UInt64 = 0
 
   static let depth = 136
@@ -157,7 +155,7 @@ struct NVMfState {
 
 /// What became of the bytes that were there.
 enum NVMfProgress {
-  case more, stalled
+  case more
   /// The host broke the protocol: the reason (FES) and the offset of what was wrong.
   case broken(UInt16, UInt32)
   case finished
@@ -217,10 +215,8 @@ func takePDUs(_ state: UnsafeMutablePointer<NVMfState>, _ core: UnsafeMutablePoi
     let dataLength = hasData ? length - start - (hasDataDigest ? NVMeTCP.digestLength : 0) : 0
     guard !hasData || dataLength > 0 else { return .broken(NVMeTCP.FatalError.invalidHeader, 4) }
     if type == NVMeTCP.PDU.command {
-      guard let slot = unsafe state.pointee.free else {
-        unsafe state.pointee.isStalled = true
-        return .stalled
-      }
+      // There are more slots than a queue has entries: a host that fills them all has more open than it may.
+      guard let slot = unsafe state.pointee.free else { return .broken(NVMeTCP.FatalError.sequence, 0) }
       let limit = unsafe state.pointee.isIOQueue ? state.pointee.inCapsuleLength : NVMfState.adminCapsuleLength
       guard dataLength <= limit else { return .broken(NVMeTCP.FatalError.outOfRange, 4) }
       unsafe slot.pointee.header.copyMemory(from: bytes + NVMeTCP.commonLength, byteCount: 64)
@@ -234,6 +230,7 @@ func takePDUs(_ state: UnsafeMutablePointer<NVMfState>, _ core: UnsafeMutablePoi
       unsafe slot.pointee.range = 0
       unsafe slot.pointee.entry = nil
       if hasData {
+        guard unsafe brings(slot) else { return .broken(NVMeTCP.FatalError.invalidHeader, 3) }
         guard unsafe reserve(slot, dataLength, core) else { return .broken(NVMeTCP.FatalError.unsupported, 0) }
         unsafe begin(slot, dataLength, hasDataDigest, isCapsule: true)
       } else {
@@ -259,10 +256,18 @@ func takePDUs(_ state: UnsafeMutablePointer<NVMfState>, _ core: UnsafeMutablePoi
   }
 }
 
+/// Whether the command brings data: the two low bits of its opcode, or of its type where it is one of fabrics.
+private func brings(_ slot: UnsafeMutablePointer<NVMfSlot>) -> Bool {
+  let opcode = unsafe slot.pointee.opcode
+  return unsafe (opcode == NVMe.Admin.fabrics ? slot.pointee.field8(4) : opcode) & 3 == 1
+}
+
 /// Gives the slot memory for its data.
 private func reserve(
   _ slot: UnsafeMutablePointer<NVMfSlot>, _ length: Int, _ core: UnsafeMutablePointer<ReactorCore>
 ) -> Bool {
+  if let old = unsafe slot.pointee.buffer { unsafe core.pointee.buffers.give(old, slot.pointee.length) }
+  unsafe slot.pointee.buffer = nil
   guard let buffer = unsafe core.pointee.buffers.take(length) else { return false }
   unsafe slot.pointee.buffer = unsafe buffer
   unsafe slot.pointee.length = length
@@ -308,11 +313,12 @@ private func dataDigestHolds(_ slot: UnsafeMutablePointer<NVMfSlot>) -> Bool {
 /// A command without data in its capsule: asks the host for its data, or goes on.
 private func prepareTransfer(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMutablePointer<ReactorCore>) {
   let state = unsafe slot.pointee.state
-  let opcode = unsafe slot.pointee.opcode
-  // The two low bits of an opcode tell the direction; of fabrics commands, those of their type.
-  let direction = unsafe opcode == NVMe.Admin.fabrics ? slot.pointee.field8(4) & 3 : opcode & 3
   let length = unsafe Int(slot.pointee.field32(32))
-  guard direction == 1, length > 0 else { return unsafe execute(slot, core) }
+  guard unsafe brings(slot), length > 0 else { return unsafe execute(slot, core) }
+  // Commands that bring data to an admin queue have it in their capsule: nobody gets memory before it is known.
+  guard unsafe state.pointee.isIOQueue else {
+    return unsafe complete(slot, NVMe.Status.invalidField | NVMe.Status.doNotRetry, core)
+  }
   // A transport's own descriptor (type 5, subtype A): the data is asked for.
   guard unsafe slot.pointee.field8(39) == 0x5A else {
     return unsafe complete(slot, NVMe.Status.invalidSGLType | NVMe.Status.doNotRetry, core)
@@ -446,6 +452,7 @@ private func move(
       return unsafe complete(slot, NVMe.Status.invalidSGLLength | NVMe.Status.doNotRetry, core)
     }
     guard unsafe reserve(slot, length, core) else { return unsafe complete(slot, NVMe.Status.internalError, core) }
+    unsafe slot.pointee.transfer = length
     unsafe io.pointee.kind = .read
   } else {
     guard unsafe slot.pointee.received == length else {
@@ -563,8 +570,7 @@ private func nextRange(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMut
 
 /// Sends a command's data, and its completion with it or in the same PDU.
 private func answerRead(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMutablePointer<ReactorCore>) {
-  let length = unsafe Int(slot.io.pointee.length)
-  unsafe sendData(slot, length, isSuccess: slot.pointee.state.pointee.sendsSuccess, core)
+  unsafe sendData(slot, slot.pointee.transfer, isSuccess: slot.pointee.state.pointee.sendsSuccess, core)
 }
 
 /// Sends the first `length` bytes of the slot's buffer, then, unless the data itself says so, the completion.
@@ -649,13 +655,4 @@ func slotSent(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMutablePoint
   }
   unsafe slot.pointee.next = unsafe state.pointee.free
   unsafe state.pointee.free = unsafe slot
-  guard unsafe state.pointee.isStalled, unsafe !state.pointee.isResuming else { return }
-  unsafe state.pointee.isStalled = false
-  unsafe state.pointee.isResuming = true
-  unsafe core.pointee.`defer`(
-    { state, _ in
-      let state = unsafe state.assumingMemoryBound(to: NVMfState.self)
-      unsafe state.pointee.isResuming = false
-      unsafe Unmanaged<NVMfConnection>.fromOpaque(state.pointee.connection)._withUnsafeGuaranteedRef { $0.readable() }
-    }, state)
 }

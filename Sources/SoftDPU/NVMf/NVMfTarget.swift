@@ -82,6 +82,16 @@ final class NVMfTarget: Sendable {
     var commands: UInt64 = 0
   }
 
+  private let serving = Mutex(false)
+  /// Whether hosts are let in: not before all that was written down is there again.
+  var isServing: Bool { serving.withLock { $0 } }
+
+  /// Lets hosts in.
+  func open() {
+    serving.withLock { $0 = true }
+    for listener in listeners { listener.accept() }
+  }
+
   private let past = Mutex(Statistics())
 
   /// With the connections that are there. On the reactor.

@@ -163,17 +163,26 @@ extension Methods {
     let parameters = try Parameters(request, allowed: ["name", "size_in_mib", "size"])
     let bytes = try size(parameters)
     let device = try inventory.requireLvol(try parameters.string("name"))
-    let size = try making(request.method) {
-      if bytes < device.size, let user = device.users.first {
-        throw SoftDPUError(
-          code: .system(EBUSY), operation: "shrink \(device.name)", message: "\(user.description) uses it")
-      }
-      // What goes is out of reach before it goes.
-      if bytes < device.size { device.resize(bytes) }
-      return try device.store.resize(device.uuid, bytes: bytes)
-    }
+    let size = try making(request.method) { try resize(device, bytes) }
     device.resize(size)
     reply(.success(true))
+  }
+
+  private func resize(_ device: LvolDevice, _ bytes: UInt64) throws(SoftDPUError) -> UInt64 {
+    let before = device.size
+    guard let wanted = device.store.wholeClusters(bytes) else { throw .system(EINVAL, "resize \(device.name)") }
+    if wanted < before, let user = device.users.first {
+      throw SoftDPUError(
+        code: .system(EBUSY), operation: "shrink \(device.name)", message: "\(user.description) uses it")
+    }
+    // What goes is out of reach before it goes.
+    if wanted < before { device.resize(wanted) }
+    do throws(SoftDPUError) {
+      return try device.store.resize(device.uuid, bytes: bytes)
+    } catch {
+      if wanted < before { device.resize(before) }
+      throw error
+    }
   }
 
   private func setReadOnly(_ request: Request, _ reply: Reply) throws {

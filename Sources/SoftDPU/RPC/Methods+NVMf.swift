@@ -52,8 +52,10 @@ extension Methods {
       throw ResponseError.invalidParams("Transport type '\(try parameters.string("trtype"))' unavailable")
     }
     var transport = NVMfTarget.Transport()
-    if let value = try parameters.optionalUInt32("max_queue_depth") { transport.queueDepth = Int(value) }
-    if let value = try parameters.optionalUInt32("max_io_qpairs_per_ctrlr") { transport.maximumQueues = Int(value) }
+    if let value = try parameters.optionalUInt32("max_queue_depth") { transport.queueDepth = min(128, Int(value)) }
+    if let value = try parameters.optionalUInt32("max_io_qpairs_per_ctrlr") {
+      transport.maximumQueues = min(127, Int(value))
+    }
     if let value = try parameters.optionalUInt32("in_capsule_data_size") { transport.inCapsuleLength = Int(value) }
     if let value = try parameters.optionalUInt32("max_io_size") { transport.maximumTransfer = Int(value) }
     if let value = try parameters.optionalBool("c2h_success") { transport.sendsSuccess = value }
@@ -192,7 +194,10 @@ extension Methods {
 
   private func removeNamespace(_ request: Request, _ reply: @escaping Reply) throws {
     let parameters = try Parameters(request, allowed: ["nqn", "nsid", "tgt_name"])
-    inventory.removeNamespace(try parameters.string("nqn"), try parameters.uint32("nsid")) { result in
+    let nqn = try parameters.string("nqn")
+    let id = try parameters.uint32("nsid")
+    inventory.dropUnrestored(key: ConfigurationCall.key(namespace: Int(id), of: nqn))
+    inventory.removeNamespace(nqn, id) { result in
       reply(result.map { JSONValue.bool(true) }.mapError { _ in Methods.invalidParameters })
     }
   }
@@ -223,12 +228,12 @@ extension Methods {
     reply(.success(true))
   }
 
-  private func removeListener(_ request: Request, _ reply: Reply) throws {
+  private func removeListener(_ request: Request, _ reply: @escaping Reply) throws {
     let parameters = try Parameters(request, allowed: ["nqn", "listen_address", "tgt_name"])
     let nqn = try parameters.string("nqn")
     let place = try address(parameters)
-    try nvmfCall(request) { try inventory.removeListener(nqn, place) }
-    reply(.success(true))
+    inventory.dropUnrestored(key: ConfigurationCall.key(listener: "\(place.address):\(place.port)", of: nqn))
+    try nvmfCall(request) { try inventory.removeListener(nqn, place) { reply(.success(true)) } }
   }
 
   private func getListeners(_ request: Request, _ reply: Reply) throws {
@@ -261,6 +266,7 @@ extension Methods {
     let nqn = try parameters.string("nqn")
     let host = try parameters.string("host")
     guard inventory.nvmf.subsystem(nqn) != nil else { throw Methods.invalidParameters }
+    inventory.dropUnrestored(key: ConfigurationCall.key(host: host, of: nqn))
     try nvmfCall(request, isInternal: true) {
       try inventory.changeHosts(nqn) { subsystem throws(SoftDPUError) in
         guard subsystem.hosts.contains(host) else { throw .system(ENOENT, "remove host \(host)") }

@@ -67,6 +67,7 @@ struct Methods: Sendable {
     inventory.withoutSaving {
       for call in calls { restore(call) }
     }
+    inventory.nvmf.open()
     inventory.removeOrphans()
     guard !calls.isEmpty else { return }
     inventory.logger.info(
@@ -113,6 +114,28 @@ private final class Outcome: Sendable {
 }
 
 extension ConfigurationCall {
+  /// What tells the call's result from the results of others.
+  var key: String {
+    switch method {
+    case "nvmf_subsystem_add_ns":
+      return ConfigurationCall.key(namespace: parameters["namespace"]?["nsid"]?.intValue ?? 0, of: subject)
+    case "nvmf_subsystem_add_listener":
+      let address = parameters["listen_address"]
+      return ConfigurationCall.key(
+        listener: "\(address?["traddr"]?.stringValue ?? ""):\(address?["trsvcid"]?.stringValue ?? "")", of: subject)
+    case "nvmf_subsystem_add_host":
+      return ConfigurationCall.key(host: parameters["host"]?.stringValue ?? "", of: subject)
+    case "bdev_nvme_attach_controller":
+      return
+        "\(method) \(subject) \(parameters["traddr"]?.stringValue ?? "") \(parameters["trsvcid"]?.stringValue ?? "")"
+    default: return "\(method) \(subject)"
+    }
+  }
+
+  static func key(namespace id: Int, of nqn: String) -> String { "namespace \(nqn) \(id)" }
+  static func key(listener address: String, of nqn: String) -> String { "listener \(nqn) \(address)" }
+  static func key(host: String, of nqn: String) -> String { "host \(nqn) \(host)" }
+
   /// The name of what the call makes.
   var subject: String {
     for key in ["name", "ctrlr", "nbd_device", "nqn", "base_name", "trtype"] {

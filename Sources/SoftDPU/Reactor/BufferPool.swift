@@ -15,6 +15,10 @@ struct BufferPool {
 
   private var free = unsafe InlineArray<9, UnsafeMutableRawPointer?>(repeating: nil)
   private var kept = 0
+  /// Bytes that are with their users.
+  private var lent = 0
+  /// The most that peers may make one reactor hold.
+  private static let maximumLent = 2 << 30
 
   private static func size(_ length: Int) -> (size: Int, index: Int) {
     guard unsafe length > smallest else { return unsafe (smallest, 0) }
@@ -25,19 +29,25 @@ struct BufferPool {
   /// Room for `length` bytes, not cleared; nil where the system has none.
   mutating func take(_ length: Int) -> UnsafeMutableRawPointer? {
     let (size, index) = unsafe BufferPool.size(length)
+    guard unsafe lent + size <= BufferPool.maximumLent else { return nil }
+    unsafe lent += size
     if unsafe index < BufferPool.classes, let buffer = unsafe free[index] {
       unsafe free[index] = unsafe buffer.load(as: UnsafeMutableRawPointer?.self)
       unsafe kept -= size
       return unsafe buffer
     }
     var memory: UnsafeMutableRawPointer?
-    guard unsafe posix_memalign(&memory, 4096, size) == 0 else { return nil }
+    guard unsafe posix_memalign(&memory, 4096, size) == 0 else {
+      unsafe lent -= size
+      return nil
+    }
     return unsafe memory
   }
 
   /// Takes back what `take` gave for the same length.
   mutating func give(_ buffer: UnsafeMutableRawPointer, _ length: Int) {
     let (size, index) = unsafe BufferPool.size(length)
+    unsafe lent -= size
     guard unsafe index < BufferPool.classes, unsafe kept + size <= BufferPool.maximumKept else {
       return unsafe Glibc.free(buffer)
     }

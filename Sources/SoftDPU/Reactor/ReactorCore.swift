@@ -16,6 +16,12 @@ struct ReactorCore {
   /// Pieces of one call that sends.
   let vectors: UnsafeMutablePointer<iovec>
   static let maximumVectors = 256
+  /// Zeros to write from.
+  let zeros: UnsafeMutableRawPointer
+  static let zeroLength = 1 << 20
+  /// Pieces that all are those zeros: constant, because the kernel reads them when it takes the submission.
+  let zeroVectors: UnsafeMutablePointer<iovec>
+  static let maximumZeroVectors = 16
   /// What is done before the thread sleeps: sending, mostly.
   var deferred: [(action: Deferred, context: UnsafeMutableRawPointer)] = unsafe []
   typealias Deferred = @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Void
@@ -37,12 +43,19 @@ struct ReactorCore {
     unsafe one = .allocate(capacity: 1)
     unsafe one.initialize(to: 1)
     unsafe vectors = .allocate(capacity: ReactorCore.maximumVectors)
+    unsafe zeros = .allocate(byteCount: ReactorCore.zeroLength, alignment: 4096)
+    unsafe memset(zeros, 0, ReactorCore.zeroLength)
+    unsafe zeroVectors = .allocate(capacity: ReactorCore.maximumZeroVectors)
+    unsafe zeroVectors.initialize(
+      repeating: iovec(iov_base: zeros, iov_len: ReactorCore.zeroLength), count: ReactorCore.maximumZeroVectors)
   }
 
   mutating func deallocate() {
     unsafe frames.deallocate()
     unsafe buffers.deallocate()
     unsafe vectors.deallocate()
+    unsafe zeros.deallocate()
+    unsafe zeroVectors.deallocate()
     unsafe dirty.deallocate()
     unsafe turn.deallocate()
     unsafe one.deallocate()
