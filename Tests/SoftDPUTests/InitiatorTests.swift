@@ -103,6 +103,33 @@ import Testing
     process.kill()
   }
 
+  /// A namespace whose device belongs to another reactor than the connections.
+  @Test func reachesDevicesOfOtherReactors() async throws {
+    let far = try Target(.memory, reactors: 2)
+    let port = Int.random(in: 20000...29999)
+    for name in ["a", "b"] {
+      _ = try await far.client.call(
+        "bdev_malloc_create", ["name": .string(name), "block_size": 512, "num_blocks": 32768])
+    }
+    _ = try await far.client.call("nvmf_create_transport", ["trtype": "TCP"])
+    _ = try await far.client.call("nvmf_create_subsystem", ["nqn": .string(Self.nqn), "allow_any_host": true])
+    for name in ["a", "b"] {
+      _ = try await far.client.call(
+        "nvmf_subsystem_add_ns", ["nqn": .string(Self.nqn), "namespace": ["bdev_name": .string(name)]])
+    }
+    _ = try await far.client.call(
+      "nvmf_subsystem_add_listener", ["nqn": .string(Self.nqn), "listen_address": Self.address(port)])
+    let target = try Target(.memory)
+    #expect(
+      try await target.client.call("bdev_nvme_attach_controller", Self.attachment(port)) == ["rn1", "rn2"])
+    for name in ["rn1", "rn2"] {
+      let uri = try await NBDTests.export(target, name)
+      _ = try await NBDTests.io(
+        uri, "write -P 1 0 4M", "read -P 1 0 4k", "read -P 1 0 1M", "write -P 2 4k 512", "read -P 2 4k 512",
+        "read -P 1 0 4k", "read -P 1 8k 128k", "discard 1M 64k", "read -P 0 1M 64k", "flush")
+    }
+  }
+
   @Test func answersAsSPDKDoes() async throws {
     let remote = try await Remote()
     let process = try await remote.start()

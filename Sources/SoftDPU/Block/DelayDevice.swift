@@ -9,6 +9,9 @@ struct DelayLatencies: Sendable, Hashable {
   var p99Read: UInt64
   var averageWrite: UInt64
   var p99Write: UInt64
+
+  /// One of a hundred takes no less time than most.
+  var isSound: Bool { averageRead <= p99Read && averageWrite <= p99Write }
 }
 
 /// A device that answers late, for tests (SPDK's bdev_delay).
@@ -40,13 +43,18 @@ final class DelayDevice: LayerDevice, @unchecked Sendable {
 
   deinit { unsafe layer.deallocate() }
 
-  /// Changes some of the latencies.
-  func update(_ change: (inout DelayLatencies) -> Void) {
-    let latencies = current.withLock { latencies in
+  /// Changes some of the latencies; false, with nothing changed, where they would contradict each other.
+  func update(_ change: (inout DelayLatencies) -> Void) -> Bool {
+    let changed = current.withLock { current -> DelayLatencies? in
+      var latencies = current
       change(&latencies)
+      guard latencies.isSound else { return nil }
+      current = latencies
       return latencies
     }
-    reactor.post { [self] in unsafe layer.pointee.latencies = latencies }
+    guard let changed else { return false }
+    reactor.post { [self] in unsafe layer.pointee.latencies = changed }
+    return true
   }
 
   // SAFETY: the layer's state is freed with the device, which its users keep; requests are counted by the target.

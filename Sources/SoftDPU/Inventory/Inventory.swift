@@ -204,7 +204,24 @@ final class Inventory: Sendable {
 
   /// Forgets what could not be brought back under this name.
   func dropUnrestored(_ name: String) {
-    state.withLock { $0.unrestored.removeAll { $0.subject == name || $0.parameters["nqn"]?.stringValue == name } }
+    drop { $0.subject == name || $0.parameters["nqn"]?.stringValue == name }
+  }
+
+  /// Forgets what a call that undoes another has undone.
+  func dropUnrestored(key: String) { drop { $0.key == key } }
+
+  private func drop(_ isGone: (ConfigurationCall) -> Bool) {
+    let hasChanged = state.withLock { state -> Bool in
+      let count = state.unrestored.count
+      state.unrestored.removeAll(where: isGone)
+      return state.unrestored.count != count
+    }
+    guard hasChanged else { return }
+    do throws(SoftDPUError) {
+      try save()
+    } catch {
+      logger.error("the configuration could not be written down", metadata: ["error": "\(error)"])
+    }
   }
 
   /// The calls that were not brought back and that nothing has made since.
@@ -217,9 +234,6 @@ final class Inventory: Sendable {
     let keys = Set(calls.map(\.key))
     state.withLock { $0.unrestored.removeAll { keys.contains($0.key) } }
   }
-
-  /// Forgets what a call that undoes another has undone.
-  func dropUnrestored(key: String) { state.withLock { $0.unrestored.removeAll { $0.key == key } } }
 
   private static func subsystem(of method: String) -> String {
     let known = [("bdev_", "bdev"), ("vhost_", "vhost_blk"), ("nvmf_", "nvmf"), ("nbd_", "nbd")]

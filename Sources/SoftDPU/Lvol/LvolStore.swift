@@ -48,7 +48,12 @@ final class LvolStore: Sendable {
     }
     guard unsafe access("\(folder)/lvstore.json", F_OK) != 0 else { throw .system(EEXIST, operation) }
     guard unsafe mkdir("\(folder)/lvols", 0o700) == 0 || errno == EEXIST else { throw .system(errno, operation) }
-    try checkReflink(folder, operation)
+    do throws(SoftDPUError) {
+      try checkReflink(folder, operation)
+    } catch {
+      unsafe rmdir("\(folder)/lvols")
+      throw error
+    }
     let store = LvolStore(
       folder: folder, base: base,
       manifest: LvolManifest(uuid: UniqueID.random(), name: name, clusterSize: clusterSize))

@@ -24,9 +24,7 @@ extension Methods {
     let latencies = DelayLatencies(
       averageRead: try parameters.uint64("avg_read_latency"), p99Read: try parameters.uint64("p99_read_latency"),
       averageWrite: try parameters.uint64("avg_write_latency"), p99Write: try parameters.uint64("p99_write_latency"))
-    guard latencies.averageRead <= latencies.p99Read, latencies.averageWrite <= latencies.p99Write else {
-      throw Methods.systemError(EINVAL)
-    }
+    guard latencies.isSound else { throw Methods.systemError(EINVAL) }
     let uuid = try uuid(parameters)
     try inventory.checkFree([name, uuid], "create bdev \(name)")
     try addLayer(DelayDevice(name: name, uuid: uuid, below: below, latencies: latencies))
@@ -40,12 +38,11 @@ extension Methods {
     guard
       let device = try inventory.requireDevice(try parameters.string("delay_bdev_name"), "delay") as? DelayDevice
     else { throw Methods.systemError(ENODEV) }
-    switch type {
-    case "avg_read": device.update { $0.averageRead = latency }
-    case "p99_read": device.update { $0.p99Read = latency }
-    case "avg_write": device.update { $0.averageWrite = latency }
-    case "p99_write": device.update { $0.p99Write = latency }
-    default: throw Methods.systemError(EINVAL)
+    let paths: [String: WritableKeyPath<DelayLatencies, UInt64>] = [
+      "avg_read": \.averageRead, "p99_read": \.p99Read, "avg_write": \.averageWrite, "p99_write": \.p99Write,
+    ]
+    guard let path = paths[type], device.update({ $0[keyPath: path] = latency }) else {
+      throw Methods.systemError(EINVAL)
     }
     try inventory.save()
     reply(.success(true))

@@ -17,11 +17,14 @@ extension Methods {
         "name", "trtype", "traddr", "adrfam", "trsvcid", "priority", "subnqn", "hostnqn", "hostaddr", "hostsvcid",
         "multipath", "hdgst", "ddgst", "psk", "num_io_queues", "ctrlr_loss_timeout_sec", "reconnect_delay_sec",
         "fast_io_fail_timeout_sec", "max_bdevs", "prchk_reftag", "prchk_guard", "fabrics_connect_timeout_us",
+        "allow_unrecognized_csi",
+        "disable_sq_flow_control", "dhchap_key", "dhchap_ctrlr_key",
       ])
     let name = try parameters.string("name")
     let type = try parameters.string("trtype")
     let address = try parameters.string("traddr")
     guard type.uppercased() == "TCP", try parameters.optionalString("psk") == nil,
+      try parameters.optionalString("dhchap_key") == nil,
       let port = UInt16(try parameters.optionalString("trsvcid") ?? "4420"), port > 0, !name.isEmpty,
       let subsystem = try parameters.optionalString("subnqn"), Inventory.isNQN(subsystem)
     else { throw Methods.systemError(EINVAL) }
