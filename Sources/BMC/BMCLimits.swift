@@ -14,6 +14,9 @@ public struct BMCLimits: Sendable, Hashable {
   public var waiting = 16
   /// For how long refused credentials are not tried again.
   public var refusedCredentials: Duration = .seconds(1800)
+  /// For how long an account that the BMC has locked is not tried: somebody else's mistakes lock it, and BMCs unlock it
+  /// by themselves.
+  public var lockedAccount: Duration = .seconds(60)
   /// How many members of a collection (NICs, drives, processors) an inventory reads.
   public var inventoryMembers = 32
 

@@ -53,6 +53,25 @@ struct PowerTests {
     #expect(move9 == .command(.forceOff, thenReadAfter: .milliseconds(100)))
   }
 
+  @Test("A BMC that is busy is asked once more, and the system keeps its time")
+  func busyGrace() {
+    var tracker = PowerTracker()
+    _ = tracker.want(.off(grace: .seconds(30)))
+    _ = tracker.observe(.on, at: .zero)
+    tracker.failed(.gracefulShutdown, at: .zero, isTransient: true)
+    var asked = 0
+    for second in 1..<30 {
+      let move = tracker.observe(.on, at: .seconds(second))
+      if case .command(let action, _) = move {
+        #expect(action == .gracefulShutdown, "after \(second) s")
+        asked += 1
+      }
+    }
+    #expect(asked == 1)
+    let last = tracker.observe(.on, at: .seconds(31))
+    #expect(last == .command(.forceOff, thenReadAfter: .milliseconds(100)))
+  }
+
   @Test("A server that was told to go on is told off again, although it still reads off")
   func onMayBePending() {
     var tracker = PowerTracker()

@@ -114,7 +114,9 @@ final class RedfishClient: BMC {
 
   private func refusal(_ answer: RedfishAnswer, operation: String) -> BMCError {
     let locked = answer.hasMessage("locked") || answer.status == 423
-    return endpoint.refused(credentials, locked: locked, for: limits.refusedCredentials, operation: operation)
+    return endpoint.refused(
+      credentials, locked: locked, for: locked ? answer.retryAfter ?? limits.lockedAccount : limits.refusedCredentials,
+      operation: operation)
   }
 
   private func text(_ message: String, _ answer: RedfishAnswer) -> String {

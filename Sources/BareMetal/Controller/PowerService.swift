@@ -192,7 +192,7 @@ package final class PowerService: Reconcile {
         try await bmc.setPower(action)
       } catch is CancellationError {
         // Whether it came through is not known.
-        update(name) { entry, now in entry.tracker.failed(action, at: now) }
+        update(name) { entry, now in entry.tracker.failed(action, at: now, isTransient: true) }
         throw CancellationError()
       } catch {
         note(error, of: action, host: host)
@@ -246,10 +246,12 @@ package final class PowerService: Reconcile {
   private func note(_ error: any Error, of action: PowerAction, host: BareMetalHost) {
     let name = host.metadata.name ?? ""
     let isStateRefusal = (error as? BMCError)?.isStateRefusal == true
+    let isTransient = (error as? BMCError)?.isTransient == true
     let problem = "the BMC did not take the command: \(describe(error, host: host))"
     let isNews = update(name) { entry, now in
       entry.tracker.failed(
-        action, at: now, isStateRefusal: isStateRefusal, atLeast: (error as? BMCError)?.retryAfter ?? .zero)
+        action, at: now, isStateRefusal: isStateRefusal, isTransient: isTransient,
+        atLeast: (error as? BMCError)?.retryAfter ?? .zero)
       // Not every BMC can ask the operating system: then it goes the hard way, at the next reading. And some will not
       // turn off what is off, which is as it should be.
       if action == .gracefulShutdown || (action == .forceOff && isStateRefusal) { return false }

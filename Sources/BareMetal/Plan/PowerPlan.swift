@@ -91,6 +91,7 @@ package struct PowerTracker: Sendable, Hashable {
       // A shorter grace is another wish, but what was commanded stays commanded.
     } else {
       graceEndsAt = nil
+      isGracefulDoubtful = false
       offCommandAt = nil
       readsSinceCommand = 0
       isFenced = false
@@ -165,7 +166,14 @@ package struct PowerTracker: Sendable, Hashable {
           self.graceEndsAt = time + grace
           return command(.gracefulShutdown, at: time)
         }
-        if time < graceEndsAt { return .read(after: min(.milliseconds(500), graceEndsAt - time)) }
+        if time < graceEndsAt {
+          if isGracefulDoubtful, pause(at: time) == nil {
+            // Whether the BMC passed the button on is not known; pressed twice it does no harm.
+            isGracefulDoubtful = false
+            return command(.gracefulShutdown, at: time)
+          }
+          return .read(after: min(.milliseconds(500), graceEndsAt - time))
+        }
       }
       if let offCommandAt, offForced, time - offCommandAt < limits.repeatCommand { return .read(after: backoff) }
       if let pause = pause(at: time) { return .read(after: pause) }
@@ -174,6 +182,8 @@ package struct PowerTracker: Sendable, Hashable {
   }
 
   private var offForced = false
+  /// The graceful command failed in a way that does not tell whether it came through.
+  private var isGracefulDoubtful = false
   /// Whether a server that reads off cannot go on by a command from before.
   private var isFenced = false
   /// Refusals to turn off what is off already.
@@ -194,21 +204,27 @@ package struct PowerTracker: Sendable, Hashable {
     retryCommandAt = nil
   }
 
-  /// A command failed: a graceful one is not repeated, the hard one follows at the next reading. Others are repeated
-  /// more and more seldom.
+  /// A command failed: it is repeated more and more seldom. A graceful one that the BMC does not have is followed by the
+  /// hard one at the next reading; where the BMC was only slow or busy, the guest keeps its time.
   /// - Parameters:
+  ///   - isTransient: Whether the same command may be taken later.
   ///   - isStateRefusal: Whether the BMC took the command and found it needless; see `BMCError.isStateRefusal`.
   ///   - atLeast: How long the BMC asks to wait.
   package mutating func failed(
-    _ action: PowerAction, at time: Duration, isStateRefusal: Bool = false, atLeast: Duration = .zero
+    _ action: PowerAction, at time: Duration, isStateRefusal: Bool = false, isTransient: Bool = false,
+    atLeast: Duration = .zero
   ) {
-    guard action != .gracefulShutdown else {
+    if action == .gracefulShutdown, !isTransient {
       graceEndsAt = .zero
       return
     }
     commandFailures += 1
     let wait = limits.commandRetry * (1 << min(commandFailures - 1, 10))
     retryCommandAt = time + min(max(wait, atLeast), limits.commandRetryMaximum)
+    if action == .gracefulShutdown {
+      isGracefulDoubtful = true
+      return
+    }
     if action == .on {
       onCommandAt = nil
       return
