@@ -139,7 +139,7 @@ let package = Package(
     tests("JSONRPC", ["JSON"]),
     tests("Telemetry"),
     tests("WebServer", ["Telemetry", hummingbird, logging]),
-    tests("SoftDPU", ["CLinux", "DPU", "JSON", "JSONRPC", "VhostFrontend", logging]),
+    tests("SoftDPU", ["CLinux", "DPU", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
     tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
     tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
     .target(

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Writes docs/reference/ from the schemas in deploy/crds and the programs' own help.
+"""Writes docs/reference/ from the schemas in deploy/crds, the programs' own help and the metrics in the sources.
 
 reference.py          writes the files
 reference.py --check  exits with 1 and names the files that differ
 """
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -91,9 +92,34 @@ def program(name):
     return f"{name}.md", NOTE.format(f"`{name} --help`") + f"# {name}\n\n" + "\n".join(walk([]))
 
 
+WHERE = {
+    "BareMetal": "bm-controller, bm-handler", "BMC": "bm-controller", "Kubernetes": "every role that talks to the API server",
+    "Reconciler": "every controller", "SoftDPU": "softdpu", "SoftHost": "softhost", "Storage": "csi-controller",
+    "Telemetry": "every role", "LocalCloud": "ycloud up",
+}
+METRIC = re.compile(
+    r'\.(counter|gauge|histogram|collected)\(\s*"([a-z0-9_]+)",\s*help:\s*((?:"(?:[^"\\\\]|\\\\.)*"[\s+]*)+)'
+    r'(?:,\s*labels:\s*\[([^\]]*)\])?(?:[^)]*?kind:\s*\.(\w+))?', re.S)
+
+
+def metrics():
+    found = {}
+    for path in sorted((ROOT / "Sources").rglob("*.swift")):
+        room = path.relative_to(ROOT / "Sources").parts[0]
+        for kind, name, text, labels, own in METRIC.findall(path.read_text()):
+            meaning = "".join(re.findall(r'"((?:[^"\\\\]|\\\\.)*)"', text))
+            names = ", ".join(f"`{label}`" for label in re.findall(r'"([^"]+)"', labels))
+            found[name] = (own if kind == "collected" else kind, names, meaning, WHERE.get(room, room))
+    text = NOTE.format("the sources") + "# Metrics\n\nServed at `/metrics` where a role has `--metrics-address`.\n\n"
+    text += "| metric | kind | labels | meaning | told by |\n|---|---|---|---|---|\n"
+    text += "\n".join(f"| `{n}` | {k} | {l} | {m} | {w} |" for n, (k, l, m, w) in sorted(found.items())) + "\n"
+    return "metrics.md", text
+
+
 def main():
     files = dict(resource(p) for p in sorted((ROOT / "deploy" / "crds").glob("*.yaml")))
     files.update(program(name) for name in ("ycloud", "bmctl"))
+    files.update([metrics()])
     differ = [n for n, text in files.items() if not (OUT / n).exists() or (OUT / n).read_text() != text]
     if "--check" in sys.argv[1:]:
         for name in differ:

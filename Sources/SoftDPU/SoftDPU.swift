@@ -1,6 +1,7 @@
 import Glibc
 import JSONRPC
 public import Logging
+public import Telemetry
 
 /// A storage data plane in user space: files in, vhost-user-blk disks out, driven over SPDK's JSON-RPC.
 ///
@@ -31,6 +32,9 @@ public final class SoftDPU: Sendable {
   private let inventory: Inventory
   private let server: JSONRPCServer
   private let reactors: [Reactor]
+
+  /// Has the registry tell what devices, hosts and front ends do.
+  public func addMetrics(to registry: MetricsRegistry) { Metrics(inventory).register(registry) }
 
   /// Starts the reactors, restores the saved configuration and opens the RPC socket, in this order.
   public init(_ configuration: Configuration, logger: Logger) throws {

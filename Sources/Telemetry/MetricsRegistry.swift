@@ -36,6 +36,14 @@ public final class MetricsRegistry: Sendable {
     family(name) { HistogramFamily(head: head(name, help, labels), buckets: buckets) }
   }
 
+  /// Values that are kept elsewhere; `collect` reads them for each rendering.
+  public func collected(
+    _ name: String, help: String, labels: [String] = [], kind: CollectedFamily.Kind,
+    collect: @escaping @Sendable () -> [MetricSample]
+  ) {
+    _ = family(name) { CollectedFamily(head: head(name, help, labels), kind: kind, collect: collect) }
+  }
+
   /// Calls `collector` before each rendering, for values that are read rather than counted (memory, queue depth).
   public func onRender(_ collector: @escaping @Sendable () -> Void) {
     state.withLock { $0.collectors.append(collector) }

@@ -2,6 +2,7 @@ import ArgumentParser
 import Logging
 import SoftDPU
 import Telemetry
+import WebServer
 
 /// `ycloud softdpu`: the data plane where there is no DPU.
 struct SoftDPUCommand: AsyncParsableCommand {
@@ -21,6 +22,7 @@ struct SoftDPUCommand: AsyncParsableCommand {
   @Option(help: "The directory of the controllers' sockets; made where it is missing.") var vhostDir: String
   @Option(help: "Where the configuration is kept over restarts; without it, nowhere.") var stateDir: String?
   @Option(help: "How many threads serve I/O, 1 to 64. A volume belongs to one of them.") var reactors = 1
+  @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
   @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = Logger.Level.info
 
   func run() async throws {
@@ -31,7 +33,25 @@ struct SoftDPUCommand: AsyncParsableCommand {
         rpcSocket: rpcSocket, vhostDirectory: vhostDir, stateDirectory: stateDir, reactors: reactors),
       logger: logger)
     logger.notice("serving", metadata: ["rpc": "\(rpcSocket)", "vhost": "\(vhostDir)"])
-    try await untilTerminated { await softDPU.run() }
+    let registry = MetricsRegistry()
+    registry.addProcessMetrics()
+    softDPU.addMetrics(to: registry)
+    var operations: WebServer?
+    if !metricsAddress.isEmpty {
+      let address = try HostAndPort(metricsAddress, flag: "--metrics-address")
+      operations = WebServer(
+        host: address.host, port: address.port, tls: nil,
+        router: operationsRouter(registry: registry, isReady: { true }), logger: logger)
+    }
+    let servers = operations
+    try await untilTerminated {
+      try await withThrowingTaskGroup(of: Void.self) { group in
+        group.addTask { await softDPU.run() }
+        if let servers { group.addTask { try await servers.run() } }
+        defer { group.cancelAll() }
+        try await group.next()
+      }
+    }
     logger.notice("stopped")
   }
 }

@@ -5,6 +5,7 @@ import TestSupport
 import Testing
 
 import SoftDPU
+import Telemetry
 
 @Suite struct BlockDeviceTests {
   private func bdev(_ target: Target, _ name: String) async throws -> JSONValue? {
@@ -203,5 +204,30 @@ import SoftDPU
     let client = JSONRPCClient(path: target.directory.file("rpc.sock"))
     #expect(try await client.call("bdev_get_bdevs").arrayValue?.count == 2)
     #expect(try await client.call("vhost_get_controllers").arrayValue?.count == 1)
+  }
+}
+
+@Suite struct MetricsTests {
+  @Test func tellWhatDevicesDo() async throws {
+    let target = try Target(.memory)
+    try await target.createVolume()
+    let uri = try await NBDTests.export(target, "disk")
+    _ = try await NBDTests.io(uri, "write 0 4k", "write 4k 8k", "flush")
+    let registry = MetricsRegistry()
+    target.dataPlane.addMetrics(to: registry)
+    let text = registry.render()
+    #expect(text.contains("ycloud_softdpu_bdev_operations_total{bdev=\"disk\",operation=\"write\"} 2\n"))
+    #expect(text.contains("ycloud_softdpu_bdev_bytes_total{bdev=\"disk\",operation=\"write\"} 12288\n"))
+    #expect(text.contains("ycloud_softdpu_bdev_errors_total{bdev=\"disk\"} 0\n"))
+    #expect(text.contains("# TYPE ycloud_softdpu_bdev_latency_seconds histogram\n"))
+    // The buckets are cumulative, and the last holds everything.
+    let buckets = text.split(separator: "\n").filter { $0.hasPrefix("ycloud_softdpu_bdev_latency_seconds_bucket") }
+      .compactMap { $0.split(separator: " ").last.flatMap { Int($0) } }
+    #expect(buckets.count == 13 && buckets == buckets.sorted())
+    #expect(text.contains("ycloud_softdpu_bdev_latency_seconds_count{bdev=\"disk\"} \(buckets.last ?? -1)\n"))
+    // What is gone tells nothing any more.
+    _ = try await target.client.call("nbd_stop_disk", ["nbd_device": .string(target.directory.file("disk.sock"))])
+    _ = try await target.client.call("bdev_aio_delete", ["name": "disk"])
+    #expect(!registry.render().contains("bdev=\"disk\""))
   }
 }
