@@ -19,6 +19,7 @@ row "figure" "measured" "to reach"
 
 # The data plane against qemu-storage-daemon, before anything else runs.
 .build/release/vhost-bench compare --ycloud "$ycloud"
+python3 Benchmarks/nbd.py "$ycloud"
 
 "$ycloud" up --dir "$cloud" --name ycb0 --subnet 192.168.95.1/24 --hosts 2 --host-memory 1024 >"$cloud.up.log" 2>&1 ||
   { cat "$cloud.up.log"; exit 1; }

@@ -55,7 +55,7 @@ final class Targets {
   func startStorageDaemon(queues: Int) throws -> Subject {
     let socket = "\(directory)/qsd.sock"
     let pid = try spawn([
-      "qemu-storage-daemon", "--blockdev", "driver=file,node-name=disk,filename=\(file)", "--export",
+      "qemu-storage-daemon", "--blockdev", "driver=file,node-name=disk,aio=io_uring,filename=\(file)", "--export",
       "type=vhost-user-blk,id=disk,node-name=disk,writable=on,addr.type=unix,addr.path=\(socket),num-queues=\(queues)",
     ])
     try wait(for: socket, pid)
