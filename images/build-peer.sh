@@ -80,26 +80,7 @@ poweroff -f
 INIT
 chmod 755 "$initramfs/init"
 
-# The modules are numbered in the order of loading: dependencies first, as modules.dep lists them from right to left.
-declare -A seen=()
-number=100
-for module in "${MODULES[@]}"; do
-  line="$(grep -E "/${module//[-_]/[-_]}\.ko(\.[a-z]+)?:" "$modules_folder/modules.dep")" ||
-    { progress "the kernel has no module $module (built in)"; continue; }
-  read -ra files <<<"${line/:/ }"
-  for ((index = ${#files[@]} - 1; index >= 0; index--)); do
-    file="${files[index]}"
-    [[ -z "${seen[$file]:-}" ]] || continue
-    seen[$file]=1
-    target="$initramfs/lib/modules/$number-$(basename "$file" | sed 's/\.ko.*/.ko/')"
-    case "$file" in
-    *.xz) xz -dc "$modules_folder/$file" >"$target" ;;
-    *.zst) zstd -qdc "$modules_folder/$file" >"$target" ;;
-    *) cp "$modules_folder/$file" "$target" ;;
-    esac
-    number=$((number + 1))
-  done
-done
+install_modules "$modules_folder" "$initramfs/lib/modules" "${MODULES[@]}"
 (cd "$initramfs" && find . -print0 | sort -z | cpio --quiet --null -o -H newc -R 0:0 | gzip -1n >"$WORK/initrd")
 # The kernel looks for the next archive at a multiple of four bytes.
 truncate -s %512 "$WORK/initrd"

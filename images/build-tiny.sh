@@ -74,26 +74,7 @@ echo "127.0.0.1 localhost" >"$initramfs/etc/hosts"
 echo tiny >"$initramfs/etc/hostname"
 echo "PRETTY_NAME=\"YCloud tiny image ($release)\"" >"$initramfs/etc/os-release"
 
-# The modules are numbered in the order of loading: dependencies first, as modules.dep lists them from right to left.
-declare -A seen=()
-number=10
-for module in "${MODULES[@]}"; do
-  line="$(grep -E "/${module//[-_]/[-_]}\.ko(\.[a-z]+)?:" "$modules_folder/modules.dep")" ||
-    { progress "the kernel has no module $module (built in)"; continue; }
-  read -ra files <<<"${line/:/ }"
-  for ((index = ${#files[@]} - 1; index >= 0; index--)); do
-    file="${files[index]}"
-    [[ -z "${seen[$file]:-}" ]] || continue
-    seen[$file]=1
-    target="$initramfs/lib/modules/$number-$(basename "$file" | sed 's/\.ko.*/.ko/')"
-    case "$file" in
-    *.xz) xz -dc "$modules_folder/$file" >"$target" ;;
-    *.zst) zstd -qdc "$modules_folder/$file" >"$target" ;;
-    *) cp "$modules_folder/$file" "$target" ;;
-    esac
-    number=$((number + 1))
-  done
-done
+install_modules "$modules_folder" "$initramfs/lib/modules" "${MODULES[@]}"
 # shellcheck disable=SC2094
 (cd "$initramfs" && find . -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} + &&
   find . -print0 | sort -z | cpio --quiet --null --reproducible -o -H newc -R 0:0 | gzip -9n >"$WORK/initrd")

@@ -103,6 +103,32 @@ finish_build() {
   progress "$name: $(stat -c %s "$IMAGE_CACHE/$name") bytes, $(du -k "$IMAGE_CACHE/$name" | cut -f1) KiB on disk, in $IMAGE_CACHE"
 }
 
+# install_modules FROM TO MODULE...: copies kernel modules, unpacked and numbered in the order of loading: dependencies
+# first, as FROM/modules.dep lists them from right to left.
+install_modules() {
+  local from=$1 to=$2 module line file target index number=100
+  local -a files
+  local -A seen=()
+  shift 2
+  for module in "$@"; do
+    line="$(grep -E "/${module//[-_]/[-_]}\.ko(\.[a-z]+)?:" "$from/modules.dep")" ||
+      { progress "the kernel has no module $module (built in)"; continue; }
+    read -ra files <<<"${line/:/ }"
+    for ((index = ${#files[@]} - 1; index >= 0; index--)); do
+      file="${files[index]}"
+      [[ -z "${seen[$file]:-}" ]] || continue
+      seen[$file]=1
+      target="$to/$number-$(basename "$file" | sed 's/\.ko.*/.ko/')"
+      case "$file" in
+      *.xz) xz -dc "$from/$file" >"$target" ;;
+      *.zst) zstd -qdc "$from/$file" >"$target" ;;
+      *) cp "$from/$file" "$target" ;;
+      esac
+      number=$((number + 1))
+    done
+  done
+}
+
 # little_endian WIDTH VALUE: the bytes of an unsigned integer.
 little_endian() {
   local width=$1 value=$2 index

@@ -11,20 +11,9 @@ func performMemory(
   _ core: UnsafeMutablePointer<ReactorCore>
 ) {
   guard let memory = unsafe target.pointee.memory else { return unsafe finish(io, -ENXIO, core) }
-  var place = unsafe memory + Int(io.pointee.offset)
+  let place = unsafe memory + Int(io.pointee.offset)
   switch unsafe io.pointee.kind {
-  case .read, .write:
-    let isRead = unsafe io.pointee.kind == .read
-    for index in unsafe io.pointee.first..<io.pointee.end {
-      let vector = unsafe io.pointee.vectors[index]
-      guard let base = unsafe vector.iov_base else { continue }
-      if isRead {
-        unsafe base.copyMemory(from: place, byteCount: vector.iov_len)
-      } else {
-        unsafe place.copyMemory(from: base, byteCount: vector.iov_len)
-      }
-      unsafe place += vector.iov_len
-    }
+  case .read, .write: unsafe copyPieces(io, place, isRead: io.pointee.kind == .read)
   case .flush: break
   case .unmap, .writeZeroes: unsafe clear(place, Int(io.pointee.remaining))
   }

@@ -367,7 +367,7 @@ private func takeData(_ slot: UnsafeMutablePointer<HostSlot>) {
     unsafe state.pointee.digest = unsafe clinux_crc32c(state.pointee.digest, bytes, part)
   }
   if let io = unsafe slot.pointee.io {
-    unsafe scatter(io, at: slot.pointee.progress + slot.pointee.received, bytes, part)
+    unsafe movePieces(io, at: slot.pointee.progress + slot.pointee.received, bytes, part, intoPieces: true)
   } else if let buffer = unsafe slot.pointee.buffer {
     unsafe (buffer + slot.pointee.received).copyMemory(from: bytes, byteCount: part)
   }
@@ -376,9 +376,10 @@ private func takeData(_ slot: UnsafeMutablePointer<HostSlot>) {
   unsafe stream.pointee.consume(part)
 }
 
-/// Copies bytes into a request's pieces, `offset` bytes behind their start.
-private func scatter(
-  _ io: UnsafeMutablePointer<BlockIO>, at offset: Int, _ bytes: UnsafeMutableRawPointer, _ length: Int
+/// Copies between contiguous bytes and a request's pieces, `offset` bytes behind the start of the pieces.
+func movePieces(
+  _ io: UnsafeMutablePointer<BlockIO>, at offset: Int, _ bytes: UnsafeMutableRawPointer, _ length: Int,
+  intoPieces: Bool
 ) {
   var skip = offset
   var done = 0
@@ -390,27 +391,14 @@ private func scatter(
       continue
     }
     let part = min(size - skip, length - done)
-    if let base = unsafe piece.iov_base { unsafe (base + skip).copyMemory(from: bytes + done, byteCount: part) }
-    done += part
-    skip = 0
-  }
-}
-
-/// Copies bytes out of a request's pieces, `offset` bytes behind their start.
-func gatherPieces(
-  _ io: UnsafeMutablePointer<BlockIO>, at offset: Int, _ bytes: UnsafeMutableRawPointer, _ length: Int
-) {
-  var skip = offset
-  var done = 0
-  for index in unsafe io.pointee.first..<io.pointee.end where done < length {
-    let piece = unsafe io.pointee.vectors[index]
-    let size = unsafe piece.iov_len
-    if skip >= size {
-      skip -= size
-      continue
+    if let base = unsafe piece.iov_base {
+      let place = unsafe base + skip
+      if intoPieces {
+        unsafe place.copyMemory(from: bytes + done, byteCount: part)
+      } else {
+        unsafe (bytes + done).copyMemory(from: place, byteCount: part)
+      }
     }
-    let part = min(size - skip, length - done)
-    if let base = unsafe piece.iov_base { unsafe (bytes + done).copyMemory(from: base + skip, byteCount: part) }
     done += part
     skip = 0
   }

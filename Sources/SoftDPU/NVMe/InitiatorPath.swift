@@ -101,7 +101,7 @@ final class InitiatorPath {
         guard let buffer = unsafe core.pointee.buffers.take(part) else { return unsafe endRequest(slot, -ENOMEM) }
         unsafe slot.pointee.buffer = unsafe buffer
         unsafe slot.pointee.bufferLength = part
-        unsafe gatherPieces(io, at: slot.pointee.progress, buffer, part)
+        unsafe movePieces(io, at: slot.pointee.progress, buffer, part, intoPieces: false)
         if part <= inCapsuleLength { inline = part }
       }
     case .writeZeroes where !hasWriteZeroes:
