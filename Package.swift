@@ -61,7 +61,7 @@ let package = Package(
   ],
   targets: [
     // Seams to the kernel and small foundations.
-    .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring")]),
+    .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("crypto")]),
     room("JSON", []),
     room("JSONRPC", ["CLinux", "JSON"]),
     room("Telemetry", [logging]),

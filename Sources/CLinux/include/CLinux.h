@@ -149,3 +149,12 @@ void clinux_tune_tcp(int fd);
 // CRC-32C (Castagnoli) of `length` bytes, continuing from `crc` (0 to begin), with the processor's instruction where it
 // has one.
 uint32_t clinux_crc32c(uint32_t crc, const void *data, size_t length);
+
+// AES-XTS (IEEE 1619) of whole blocks in place, by OpenSSL. Not for several threads at a time.
+struct clinux_xts;
+// `keys` is the data key and the tweak key, one behind the other: 32 bytes for AES-128, 64 for AES-256. NULL where the
+// length is another, the two are the same, or there is no memory.
+struct clinux_xts *clinux_xts_new(const unsigned char *keys, size_t length);
+void clinux_xts_free(struct clinux_xts *cipher);
+// One block, whose number is the tweak; 0, or -1 where the library refuses.
+int clinux_xts_crypt(struct clinux_xts *cipher, int encrypt, uint64_t block, unsigned char *data, size_t length);

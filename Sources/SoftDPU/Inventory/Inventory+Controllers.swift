@@ -38,7 +38,7 @@ extension Inventory {
     do throws(JSONRPCError) {
       listener = try UnixSocket.listenInPlace(path: path)
     } catch {
-      throw SoftDPUError(code: .system(EIO), operation: error.operation, message: error.message)
+      throw SoftDPUError(code: .system(EADDRINUSE), operation: error.operation, message: error.message)
     }
     let controller = VhostController(
       name: name, path: path, device: device, isReadOnly: isReadOnly, reactor: device.reactor, listener: listener,

@@ -18,6 +18,7 @@ final class Inventory: Sendable {
     /// By UUID.
     var stores: [String: LvolStore] = [:]
     var controllers: [String: VhostController] = [:]
+    var keys: [String: CryptoKey] = [:]
     /// Remote subsystems by name.
     var nvme: [String: NVMeAttachment] = [:]
     /// By address.
@@ -32,6 +33,7 @@ final class Inventory: Sendable {
   let notifications = Notifications()
   let nvmf: NVMfTarget
   private let stateFile: String?
+  let keyFile: String?
   private let state = Mutex(State())
   /// One save at a time, so that an older state never replaces a newer one.
   private let saving = Mutex(SaveState())
@@ -47,6 +49,7 @@ final class Inventory: Sendable {
     self.vhostDirectory = vhostDirectory
     self.reactors = reactors
     stateFile = stateDirectory.map { "\($0)/softdpu.json" }
+    keyFile = stateDirectory.map { "\($0)/keys.json" }
     self.logger = logger
     nvmf = NVMfTarget(reactor: reactors[0], logger: logger)
   }

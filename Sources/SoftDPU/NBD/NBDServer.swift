@@ -120,6 +120,8 @@ final class NBDServer: @unchecked Sendable {
         watch?.cancel(reactor.ring)
         watch = nil
         reactor.ring.submit()
+        // The watch keeps the socket open for a moment longer: nobody is to connect to it.
+        shutdown(listener, CInt(SHUT_RDWR))
         _ = Glibc.close(listener)
         listener = -1
       }

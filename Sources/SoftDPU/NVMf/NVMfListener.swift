@@ -78,6 +78,8 @@ final class NVMfListener: @unchecked Sendable {
         watch?.cancel(target.reactor.ring)
         watch = nil
         target.reactor.ring.submit()
+        // The watch keeps the socket open for a moment longer: nobody is to connect to it.
+        shutdown(listener, CInt(SHUT_RDWR))
         _ = Glibc.close(listener)
         listener = -1
       }

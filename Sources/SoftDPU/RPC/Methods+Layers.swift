@@ -57,7 +57,8 @@ extension Methods {
     reply(.success(true))
   }
 
-  private func addLayer(_ device: LayerDevice) throws {
+  /// Enters a layer, or lets go of the device below where that fails.
+  func addLayer(_ device: LayerDevice) throws {
     do {
       try inventory.add(device)
     } catch {

@@ -70,11 +70,7 @@ extension Methods {
   /// The host's identifier: that of its name where it has one, else made from the name, so that the two belong together.
   private static func hostID(_ nqn: String) -> [UInt8] {
     if let last = nqn.split(separator: ":").last, let bytes = UniqueID.bytes(String(last)) { return bytes }
-    // FNV-1a, twice, with different beginnings: not a secret, and the same for every process.
-    return [0xCBF2_9CE4_8422_2325, 0x8422_2325_CBF2_9CE4].flatMap { (start: UInt64) -> [UInt8] in
-      let sum = nqn.utf8.reduce(start) { ($0 ^ UInt64($1)) &* 0x100_0000_01B3 }
-      return (0..<8).map { UInt8(truncatingIfNeeded: sum >> UInt64(8 * $0)) }
-    }
+    return UniqueID.fingerprint(nqn)
   }
 
   private func detachController(_ request: Request, _ reply: @escaping Reply) throws {

@@ -15,7 +15,7 @@ struct Methods: Sendable {
   let version: String
 
   static let table: [String: Method] = [
-    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf, nvme,
+    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf, nvme, crypto,
   ].reduce(into: [:]) { $0.merge($1) { first, _ in first } }
 
   /// Answers one request.
@@ -63,6 +63,7 @@ struct Methods: Sendable {
 
   /// Makes again what the last process had. A call that fails is told, and stays written down for the next start.
   func restore() throws(SoftDPUError) {
+    try inventory.restoreKeys()
     let calls = try inventory.savedCalls()
     inventory.withoutSaving {
       for call in calls { restore(call) }
@@ -81,8 +82,10 @@ struct Methods: Sendable {
       let outcome = Outcome()
       handle(request) { outcome.set($0) }
       guard case .failure(let error) = outcome.wait() else { return }
-      // After a kill the kernel may take a moment to let go of its requests, and with them of a file's lock.
-      if error.code == -Int(EBUSY), attempt < 100 {
+      // After a kill the kernel may take a moment to let go of its requests, and with them of a file's lock or a
+      // listening socket.
+      let isBusy = [EBUSY, EADDRINUSE].contains { error.code == -Int($0) || error.message == systemText($0) }
+      if isBusy, attempt < 100 {
         usleep(50_000)
         continue
       }

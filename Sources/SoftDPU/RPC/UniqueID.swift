@@ -51,3 +51,21 @@ extension UniqueID {
     return result
   }
 }
+
+extension UniqueID {
+  /// A UUID that is always the same for the same two texts (in the manner of version 8 of RFC 9562).
+  static func derived(from text: String, _ more: String) -> String {
+    var bytes = fingerprint("\(text) \(more)")
+    bytes[6] = bytes[6] & 0x0F | 0x80
+    bytes[8] = bytes[8] & 0x3F | 0x80
+    return format(bytes)
+  }
+
+  /// Sixteen bytes made from a text: FNV-1a, twice, with different beginnings. Not a secret, and the same everywhere.
+  static func fingerprint(_ text: String) -> [UInt8] {
+    [0xCBF2_9CE4_8422_2325, 0x8422_2325_CBF2_9CE4].flatMap { (start: UInt64) -> [UInt8] in
+      let sum = text.utf8.reduce(start) { ($0 ^ UInt64($1)) &* 0x100_0000_01B3 }
+      return (0..<8).map { UInt8(truncatingIfNeeded: sum >> UInt64(8 * $0)) }
+    }
+  }
+}
