@@ -4,11 +4,19 @@ import SoftDPU
 import Telemetry
 import WebServer
 
-/// `ycloud softdpu`: the data plane where there is no DPU.
+/// `ycloud softdpu`: the data plane where there is no DPU, and a look at what it does.
 struct SoftDPUCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "softdpu",
-    abstract: "A storage data plane: files become vhost-user-blk disks, driven over SPDK's JSON-RPC.",
+    abstract: "A storage data plane: files, volumes and remote disks, over vhost-user-blk, NBD and NVMe/TCP.",
+    subcommands: [SoftDPUServeCommand.self, SoftDPUTopCommand.self], defaultSubcommand: SoftDPUServeCommand.self)
+}
+
+/// `ycloud softdpu serve`, which is what `ycloud softdpu` alone means.
+struct SoftDPUServeCommand: AsyncParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "serve",
+    abstract: "Serve disks, driven over SPDK's JSON-RPC (the default).",
     discussion: """
       Any client of SPDK works with it, for example the one from PyPI: \
       spdk-rpc -s PATH bdev_aio_create disk.img disk0 512, then vhost_create_blk_controller blk-00-disk0 disk0. \

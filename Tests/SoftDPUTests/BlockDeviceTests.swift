@@ -207,6 +207,37 @@ import Telemetry
   }
 }
 
+@Suite struct DeviceActivityTests {
+  private func sample(_ ticks: Int64, _ reads: Int64, _ writes: Int64) -> JSONValue {
+    [
+      "tick_rate": 1000, "ticks": .integer(ticks),
+      "bdevs": [
+        ["name": "idle", "num_read_ops": 7, "bytes_read": 7],
+        [
+          "name": "busy", "num_read_ops": .integer(reads), "num_write_ops": .integer(writes),
+          "bytes_read": .integer(reads << 20), "bytes_written": .integer(writes << 12),
+          "read_latency_ticks": .integer(reads * 2), "write_latency_ticks": .integer(writes * 4),
+        ],
+      ],
+    ]
+  }
+
+  @Test func isWhatChangedInTheTimeBetween() {
+    let activities = DeviceActivity.between(sample(0, 100, 0), sample(2000, 300, 100))
+    #expect(activities.map(\.name) == ["busy", "idle"])
+    #expect(activities[0].reads == 100 && activities[0].writes == 50)
+    #expect(activities[0].readBytes == 100 * 1_048_576)
+    #expect(activities[0].latency.map { ($0 - 2666.666).magnitude < 0.01 } == true)
+    #expect(activities[1].reads == 0 && activities[1].latency == nil)
+    // After a reset the counters begin anew; two looks at one time, or nonsense, tell nothing.
+    #expect(DeviceActivity.between(sample(0, 100, 0), sample(1000, 50, 0))[0].reads == 50)
+    #expect(DeviceActivity.between(sample(5, 0, 0), sample(5, 0, 0)).isEmpty)
+    #expect(DeviceActivity.between(nil, [1]).isEmpty)
+    let lines = DeviceActivity.table(activities, rows: 1)
+    #expect(lines.count == 2 && Set(lines.map(\.count)).count == 1 && lines[1].hasPrefix("busy"))
+  }
+}
+
 @Suite struct MetricsTests {
   @Test func tellWhatDevicesDo() async throws {
     let target = try Target(.memory)
