@@ -82,13 +82,14 @@ import Testing
     #expect(socket == nil, "nobody listens where no subsystem does")
   }
 
-  private func connect(_ port: Int) throws -> Int32 {
+  /// - Parameter patience: how long to wait for bytes, in microseconds.
+  private func connect(_ port: Int, patience: Int = 10_000_000) throws -> Int32 {
     let fd = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
     var address = sockaddr_in()
     address.sin_family = sa_family_t(AF_INET)
     address.sin_port = UInt16(port).bigEndian
     address.sin_addr.s_addr = inet_addr("127.0.0.1")
-    var time = timeval(tv_sec: 10, tv_usec: 0)
+    var time = timeval(tv_sec: patience / 1_000_000, tv_usec: patience % 1_000_000)
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, socklen_t(MemoryLayout<timeval>.size))
     let result = withUnsafePointer(to: &address) {
       $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
@@ -177,7 +178,7 @@ import Testing
     var random = SystemRandomNumberGenerator()
     func noise(_ count: Int) -> [UInt8] { (0..<count).map { _ in UInt8.random(in: 0...255, using: &random) } }
     for round in 0..<600 {
-      let fd = try connect(port)
+      let fd = try connect(port, patience: 50_000)
       var bytes: [UInt8] = round % 5 == 0 ? [] : Self.initialize
       if round % 5 == 1 { bytes[Int.random(in: 0..<16)] = UInt8.random(in: 0...255) }
       if round % 5 >= 2 { bytes += connectCapsule(Self.nqn, "nqn.2026-11.io.x:h") }
