@@ -9,7 +9,7 @@ CLOUD := $(CURDIR)/.ycloud
 YCLOUD := .build/$(CONFIGURATION)/ycloud
 SWIFT_FOLDERS := Package.swift Sources Tests Benchmarks
 
-.PHONY: help dependencies kubernetes images peers build build-tests test check format bench docs demo up down clean
+.PHONY: help dependencies protos kubernetes images peers build build-tests test check format bench docs demo up down clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ format: ## Rewrite the sources in the project's format
 
 bench: build kubernetes images ## Measure, beside peers in the same run
 	@scripts/bench.sh
+
+protos: dependencies ## Write Sources/OPI from protos/ (its result is committed)
+	@scripts/protos.sh
 
 docs: build ## Write docs/reference from the schemas and the programs' help
 	@python3 scripts/reference.py

@@ -16,6 +16,10 @@ let dataPlane: [SwiftSetting] = common + [.strictMemorySafety()]
 
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
 let argumentParser = Target.Dependency.product(name: "ArgumentParser", package: "swift-argument-parser")
+let grpcCore = Target.Dependency.product(name: "GRPCCore", package: "grpc-swift-2")
+let grpcTransport = Target.Dependency.product(name: "GRPCNIOTransportHTTP2Posix", package: "grpc-swift-nio-transport")
+let grpcProtobuf = Target.Dependency.product(name: "GRPCProtobuf", package: "grpc-swift-protobuf")
+let protobuf = Target.Dependency.product(name: "SwiftProtobuf", package: "swift-protobuf")
 let httpClient = Target.Dependency.product(name: "AsyncHTTPClient", package: "async-http-client")
 let httpTypes = Target.Dependency.product(name: "HTTPTypes", package: "swift-http-types")
 let hummingbird = Target.Dependency.product(name: "Hummingbird", package: "hummingbird")
@@ -54,6 +58,10 @@ let package = Package(
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
     .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
     .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    .package(url: "https://github.com/apple/swift-protobuf", from: "1.39.0"),
+    .package(url: "https://github.com/grpc/grpc-swift-2", from: "2.4.3"),
+    .package(url: "https://github.com/grpc/grpc-swift-nio-transport", from: "2.9.2"),
+    .package(url: "https://github.com/grpc/grpc-swift-protobuf", from: "2.4.1"),
     .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
     .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
     .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0", traits: []),
@@ -79,7 +87,13 @@ let package = Package(
       ]),
 
     // What a DPU and a BMC offer, over their own protocols.
-    room("DPU", ["JSON", "CLinux", "JSONRPC", logging]),
+    .target(
+      name: "OPI", dependencies: [grpcCore, grpcProtobuf, protobuf],
+      swiftSettings: [.swiftLanguageMode(.v6), .enableUpcomingFeature("InternalImportsByDefault")]),
+    room("DPU", ["JSON", "CLinux", "JSONRPC", "OPI", grpcCore, grpcTransport, logging, protobuf]),
+    room(
+      "OPIBridge",
+      ["DPU", "JSON", "JSONRPC", "OPI", "Telemetry", grpcCore, grpcTransport, logging, protobuf]),
     room("BMC", ["JSON", httpClient, logging, nioCore, nioHTTP1, nioSSL, subprocess, systemPackage]),
 
     // Kubernetes, without any domain.
@@ -111,8 +125,8 @@ let package = Package(
     .executableTarget(
       name: "ycloud",
       dependencies: [
-        "BareMetal", "BMC", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "Reconciler", "SoftDPU",
-        "SoftHost", "Storage",
+        "BareMetal", "BMC", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "OPIBridge", "Reconciler",
+        "SoftDPU", "SoftHost", "Storage",
         "Telemetry", "WebServer", argumentParser, logging,
       ], swiftSettings: common),
     .executableTarget(
@@ -142,6 +156,12 @@ let package = Package(
     tests("SoftDPU", ["CLinux", "DPU", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
     tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
     tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
+    .testTarget(
+      name: "OPIBridgeTests",
+      dependencies: [
+        "DPU", "JSON", "JSONRPC", "OPI", "OPIBridge", "SoftDPU", "Telemetry", "TestSupport", grpcCore, logging,
+        protobuf,
+      ], exclude: ["Python"], swiftSettings: common),
     .target(
       name: "TestBMC", dependencies: ["BMC", "JSON", "SoftHost", "Telemetry", "TestSupport", "WebServer", logging],
       path: "Tests/TestBMC", swiftSettings: common),

@@ -7,7 +7,7 @@ set -euo pipefail
 
 packages=(
   # Building: io_uring's and OpenSSL's headers, and Go for the Kubernetes control plane.
-  liburing-dev libssl-dev golang-go golang-github-modern-go-reflect2-dev dpkg-dev
+  liburing-dev libssl-dev zlib1g-dev protobuf-compiler golang-go golang-github-modern-go-reflect2-dev dpkg-dev
   # The simulated servers.
   qemu-utils seabios ipxe-qemu
   # The local cloud: database, DHCP, network, file systems, keys.

@@ -6,7 +6,7 @@
 set -eu
 
 directory=${1:-${YCLOUD_TEST_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/ycloud/venv}}
-packages="sushy-tools==2.2.0 pyghmi==1.6.19 redfish==3.4.2 sushy==5.14.0 spdk==26.9"
+packages="sushy-tools==2.2.0 pyghmi==1.6.19 redfish==3.4.2 sushy==5.14.0 spdk==26.9 pydpu==0.2.1"
 stamp="$directory/.packages"
 
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$packages" ]; then

@@ -17,6 +17,7 @@ struct CloudComponents: Sendable {
 
   /// The names of a host's processes.
   static func dataPlane(_ host: String) -> String { "softdpu-\(host)" }
+  static func storageAPI(_ host: String) -> String { "opi-bridge-\(host)" }
   static func chassis(_ host: String) -> String { "softhost-\(host)" }
   static func handler(_ host: String) -> String { "bm-handler-\(host)" }
 
@@ -30,7 +31,7 @@ struct CloudComponents: Sendable {
         name: Self.objects, work: .task { try await controlPlane.applyObjects() }, dependencies: ["kube-apiserver"],
         readiness: .started))
     for host in settings.hostNames {
-      components += [dataPlane(host), try chassis(host)]
+      components += [dataPlane(host), storageAPI(host), try chassis(host)]
     }
     components += [try volumeController(), try machineController()]
     for host in settings.hostNames {
@@ -169,6 +170,16 @@ struct CloudComponents: Sendable {
       ], after: [], readiness: .unixSocket(files.spdkSocket))
   }
 
+  private func storageAPI(_ host: String) -> Component {
+    let files = directory.host(host)
+    return process(
+      Self.storageAPI(host), programs.ycloud,
+      [
+        "opi-bridge", "--grpc", "unix:\(files.opiSocket)", "--spdk", files.spdkSocket, "--state-dir", files.opiState,
+        "--log-level", logLevel,
+      ], after: [Self.dataPlane(host)], readiness: .unixSocket(files.opiSocket))
+  }
+
   private func chassis(_ host: String) throws -> Component {
     let files = directory.host(host)
     let name = Self.chassis(host)
@@ -224,11 +235,11 @@ struct CloudComponents: Sendable {
     return process(
       name, programs.ycloud,
       [
-        "bm-handler", "--host", host, "--spdk-socket", files.spdkSocket, "--bus-dir", files.bus, "--pool", pool.path,
+        "bm-handler", "--host", host, "--opi", "unix:\(files.opiSocket)", "--bus-dir", files.bus, "--pool", pool.path,
         "--state-dir", files.handlerState, "--bridge", settings.name, "--dhcp-hosts-dir", directory.dhcpHosts,
         "--dhcp-lease-file", directory.dhcpLeases, "--dhcp-pid-file", directory.dhcpPidFile, "--kubeconfig",
         directory.roleKubeconfig(name),
         "--metrics-address", "127.0.0.1:\(metrics)", "--log-level", logLevel,
-      ], after: [Self.objects, Self.dataPlane(host)], readiness: .http(port: metrics, path: "/readyz"))
+      ], after: [Self.objects, Self.storageAPI(host)], readiness: .http(port: metrics, path: "/readyz"))
   }
 }

@@ -63,6 +63,9 @@ public struct CloudDirectory: Sendable, Hashable {
     public var state: String { "\(path)/state" }
     /// State of the DPU's data plane.
     public var dpuState: String { "\(path)/dpu" }
+    /// The socket of the DPU's storage API, and where its bridge writes down what was asked for.
+    public var opiSocket: String { "\(path)/opi.sock" }
+    public var opiState: String { "\(path)/opi" }
     /// State of the DPU's handler, with the seed disk.
     public var handlerState: String { "\(path)/handler" }
     public var bmcCredentials: String { "\(path)/bmc-credentials" }

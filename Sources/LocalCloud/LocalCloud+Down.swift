@@ -63,6 +63,7 @@ extension LocalCloud {
     { $0.name.hasPrefix("bm-controller") || $0.name.hasPrefix("csi-controller") || $0.name.hasPrefix("bm-handler") },
     { $0.name.hasPrefix("softhost") },
     { $0.name.hasPrefix("qemu-system") },
+    { $0.name.hasPrefix("opi-bridge") },
     { $0.name.hasPrefix("softdpu") || $0.name == "kube-controller-manager" || $0.name == "dnsmasq" },
     { $0.name == "kube-apiserver" },
     { _ in true },

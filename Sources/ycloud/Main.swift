@@ -9,7 +9,7 @@ struct Main: AsyncParsableCommand {
       BMControllerCommand.self,
       BMHandlerCommand.self,
       CSIControllerCommand.self,
-      SoftDPUCommand.self,
+      OPIBridgeCommand.self, SoftDPUCommand.self,
       SoftHostCommand.self,
     ])
 }

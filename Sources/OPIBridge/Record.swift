@@ -1,0 +1,177 @@
+import Dispatch
+import Glibc
+import GRPCCore
+import JSON
+import OPI
+import SwiftProtobuf
+
+/// A resource as it was asked for.
+package struct Record: Sendable {
+  package enum Phase: String, Sendable {
+    /// It is to be at the target.
+    case present
+    /// It is to be there no more.
+    case deleting
+  }
+
+  package var phase: Phase
+  package var message: any Resource
+  /// The key of an encrypted volume.
+  var secret: [UInt8] = []
+
+  package var name: String { message.name }
+}
+
+/// What was asked for, on disk: one small file for each resource, so that a change costs the same whatever there is.
+///
+/// A key has a file of its own, which only the owner reads; the description beside it can be shown to anybody.
+package struct RecordStore: Sendable {
+  private let directory: String
+  private let queue = DispatchQueue(label: "records")
+
+  package init(directory: String) throws {
+    self.directory = directory
+    guard mkdir(directory, 0o700) == 0 || errno == EEXIST else { throw Self.failure("make the folder \(directory)") }
+  }
+
+  private static let kinds: [String: any Resource.Type] = Dictionary(
+    uniqueKeysWithValues: [
+      OPIAioVolume.self, OPINullVolume.self, OPIMallocVolume.self, OPIEncryptedVolume.self, OPIQosVolume.self,
+      OPINvmeSubsystem.self, OPINvmeController.self, OPINvmeNamespace.self, OPIVirtioBlk.self,
+      OPINvmeRemoteController.self, OPINvmePath.self, YCVolume.self,
+    ].map { (kind: any Resource.Type) in (kind.collection.segment, kind) })
+
+  // MARK: Changes
+
+  func write(_ record: Record) async throws {
+    try await onQueue { try save(record) }
+  }
+
+  func remove(_ name: String) async throws {
+    try await onQueue {
+      for path in [path(name), "\(path(name)).key"] where unlink(path) != 0 && errno != ENOENT {
+        throw Self.failure("remove \(path)")
+      }
+      try syncDirectory()
+    }
+  }
+
+  /// Disks may take their time, which no thread of the others should wait for.
+  private func onQueue(_ body: @escaping @Sendable () throws -> Void) async throws {
+    try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
+      queue.async { continuation.resume(with: Result(catching: body)) }
+    }
+  }
+
+  private func save(_ record: Record) throws {
+    if !record.secret.isEmpty { try replace("\(path(record.name)).key", record.secret) }
+    let spec: JSONValue
+    do {
+      let bytes: [UInt8] = try record.message.jsonUTF8Bytes()
+      spec = try JSONValue.parse(bytes)
+    } catch {
+      throw RPCError(code: .internalError, message: "write down \(record.name): \(error)")
+    }
+    let text: JSONValue = ["name": .string(record.name), "phase": .string(record.phase.rawValue), "spec": spec]
+    try replace(path(record.name), text.serialize() + [0x0A])
+    try syncDirectory()
+  }
+
+  private func path(_ name: String) -> String {
+    "\(directory)/\(name.split(separator: "/").joined(separator: "%")).json"
+  }
+
+  private func replace(_ path: String, _ bytes: [UInt8]) throws {
+    let temporary = "\(path).new"
+    let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0o600)
+    guard file >= 0 else { throw Self.failure("write \(temporary)") }
+    var offset = 0
+    var isWritten = true
+    while offset < bytes.count {
+      let count = bytes[offset...].withUnsafeBytes { Glibc.write(file, $0.baseAddress, $0.count) }
+      if count < 0, errno == EINTR { continue }
+      guard count > 0 else {
+        isWritten = false
+        break
+      }
+      offset += count
+    }
+    isWritten = isWritten && fsync(file) == 0
+    let error = isWritten ? nil : Self.failure("write \(temporary)")
+    close(file)
+    if let error {
+      unlink(temporary)
+      throw error
+    }
+    guard rename(temporary, path) == 0 else { throw Self.failure("write \(path)") }
+  }
+
+  private func syncDirectory() throws {
+    let folder = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    guard folder >= 0 else { throw Self.failure("open \(directory)") }
+    defer { close(folder) }
+    guard fsync(folder) == 0 else { throw Self.failure("write \(directory)") }
+  }
+
+  private static func failure(_ operation: String) -> RPCError {
+    let code: RPCError.Code = [ENOSPC, EDQUOT].contains(errno) ? .resourceExhausted : .internalError
+    return RPCError(code: code, message: "\(operation): \(String(cString: strerror(errno)))")
+  }
+
+  // MARK: Reading
+
+  /// All records. A file that cannot be read stops the bridge: what it holds would be lost without a word.
+  package func load() throws -> [String: Record] {
+    guard let folder = opendir(directory) else { throw Self.failure("open \(directory)") }
+    defer { closedir(folder) }
+    var records: [String: Record] = [:]
+    while let entry = readdir(folder) {
+      let file = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+        pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
+      }
+      let path = "\(directory)/\(file)"
+      // A write that was cut off.
+      if file.hasSuffix(".new") { unlink(path) }
+      guard file.hasSuffix(".json") else { continue }
+      let record = try read(path)
+      records[record.name] = record
+    }
+    return records
+  }
+
+  private func read(_ path: String) throws -> Record {
+    func broken(_ reason: String) -> RPCError {
+      RPCError(
+        code: .dataLoss, message: "\(path): \(reason); restore the file, or move it away to give the resource up")
+    }
+    let json: JSONValue
+    do { json = try JSONValue.parse(try content(path)) } catch let error as JSONError { throw broken("\(error)") }
+    guard let name = json["name"]?.stringValue, let phase = json["phase"]?.stringValue.flatMap(Record.Phase.init),
+      let spec = json["spec"], let parsed = try? ResourceName(name, field: "name"),
+      let kind = parsed.segments.last.flatMap({ Self.kinds[$0] }), self.path(name) == path
+    else { throw broken("it is no record of a resource") }
+    var message: any Resource
+    do { message = try kind.init(jsonUTF8Bytes: spec.serialize()) } catch { throw broken("\(error)") }
+    guard message.name == name else { throw broken("the names in it differ") }
+    let secret = access("\(path).key", F_OK) == 0 ? try content("\(path).key") : []
+    return Record(phase: phase, message: message, secret: secret)
+  }
+
+  private func content(_ path: String) throws -> [UInt8] {
+    let file = open(path, O_RDONLY | O_CLOEXEC)
+    guard file >= 0 else { throw Self.failure("read \(path)") }
+    defer { close(file) }
+    var bytes: [UInt8] = []
+    var chunk = [UInt8](repeating: 0, count: 16 << 10)
+    while true {
+      let count = Glibc.read(file, &chunk, chunk.count)
+      if count < 0, errno == EINTR { continue }
+      guard count >= 0 else { throw Self.failure("read \(path)") }
+      if count == 0 { return bytes }
+      bytes += chunk[..<count]
+      guard bytes.count <= 1 << 20 else {
+        throw RPCError(code: .dataLoss, message: "\(path): longer than a record can be; move it away")
+      }
+    }
+  }
+}
