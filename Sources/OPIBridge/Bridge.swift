@@ -143,6 +143,10 @@ package actor Bridge {
     }
     var wanted = try FieldMask.apply(patch, to: old, paths)
     wanted.name = old.name
+    // Who reads, changes a field and writes all of it back sends what was read back as well.
+    if let shown = try await old.read(scope) {
+      wanted = try FieldMask.withoutEchoes(wanted, of: shown, since: old)
+    }
     try wanted.normalize()
     var fixed = wanted
     fixed.takeMutableFields(from: old)

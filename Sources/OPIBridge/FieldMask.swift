@@ -20,6 +20,18 @@ package enum FieldMask {
     }
   }
 
+  /// `new` without what the client only repeats: fields that differ from `old`, but are what it was shown.
+  package static func withoutEchoes<M: Message>(_ new: M, of shown: M, since old: M) throws(RPCError) -> M {
+    let (before, seen) = (try tree(old), try tree(shown))
+    var result = try tree(new)
+    for path in leaves(result, below: []) + leaves(seen, below: []) {
+      let given = value(result, path[...])
+      guard given == value(seen, path[...]), given != value(before, path[...]) else { continue }
+      result = replacing(result, path[...], with: value(before, path[...]))
+    }
+    do { return try M(jsonUTF8Bytes: result.serialize()) } catch { return new }
+  }
+
   /// The path of the first field that differs, in the order of names; nil where there is none.
   package static func firstDifference<M: Message>(_ old: M, _ new: M) throws(RPCError) -> String? {
     difference(try tree(old), try tree(new), path: [])

@@ -68,18 +68,19 @@ struct BMHandlerCommand: AsyncParsableCommand {
       dhcpHostsDirectory: dhcpHostsDir, dhcpLeaseFile: dhcpLeaseFile)
     configuration.dhcpPidFile = dhcpPidFile
     configuration.metricsAddress = metricsAddress
+    let settings = configuration
     do {
       if let address = try opiAddress() {
         let dpu = try OPIClient(address)
         try await withThrowingTaskGroup(of: Void.self) { group in
           group.addTask { try await dpu.run() }
-          group.addTask { try await handle(client, dpu, configuration, registry, logger) }
+          group.addTask { [logger] in try await Self.handle(client, dpu, settings, registry, logger) }
           // The handler ends in order at a signal; the connection has no end of its own.
           defer { group.cancelAll() }
           try await group.next()
         }
       } else {
-        try await handle(client, SPDKClient(socket: spdkSocket ?? ""), configuration, registry, logger)
+        try await Self.handle(client, SPDKClient(socket: spdkSocket ?? ""), settings, registry, logger)
       }
     } catch {
       try? await client.shutdown()
@@ -88,7 +89,7 @@ struct BMHandlerCommand: AsyncParsableCommand {
     try await client.shutdown()
   }
 
-  private func handle(
+  private static func handle(
     _ client: KubernetesClient, _ dpu: any DPU, _ configuration: BMHandler.Configuration, _ registry: MetricsRegistry,
     _ logger: Logger
   ) async throws {

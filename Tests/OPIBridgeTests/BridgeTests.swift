@@ -2,6 +2,7 @@ import FoundationEssentials
 import GRPCCore
 import Glibc
 import JSON
+import JSONRPC
 import OPI
 import OPIBridge
 import SwiftProtobuf
@@ -337,6 +338,8 @@ import Testing
     let subsystem: OPINvmeSubsystem = try await bridge.create("sub") { $0.spec.nqn = "nqn.2024-01.org.example:sub" }
     let _: OPINvmeNamespace = try await bridge.create("ns", in: subsystem.name) {
       $0.spec.volumeNameRef = "mallocVolumes/m0"
+      // Both ends are one process here, which knows each block device by its UUID.
+      $0.spec.uuid = "1b4e28ba-2fa1-11d2-883f-b9a761bde3fb"
     }
     let _: OPINvmeController = try await bridge.create("ctl", in: subsystem.name) {
       $0.spec.trtype = .tcp

@@ -6,6 +6,7 @@ import Logging
 import OPI
 import OPIBridge
 import SoftDPU
+import SwiftProtobuf
 import Synchronization
 import Telemetry
 import TestSupport

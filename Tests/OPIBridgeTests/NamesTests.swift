@@ -106,6 +106,25 @@ import Testing
     #expect(result.name == old.name)
   }
 
+  @Test func whatAClientOnlyRepeatsIsNoChange() throws {
+    let record = OPINvmeSubsystem.with {
+      $0.name = "nvmeSubsystems/s"
+      $0.spec.nqn = "nqn.2024-01.org.example:s"
+    }
+    var shown = record
+    shown.spec.modelNumber = "model"
+    shown.spec.maxNamespaces = 32
+    shown.status.firmwareRevision = "1"
+    var wanted = shown
+    wanted.spec.hostnqn = "nqn.2024-01.org.example:h"
+    var expected = record
+    expected.spec.hostnqn = wanted.spec.hostnqn
+    let cleaned = try FieldMask.withoutEchoes(wanted, of: shown, since: record)
+    #expect(cleaned.spec == expected.spec)
+    wanted.spec.modelNumber = "other"
+    #expect(try FieldMask.withoutEchoes(wanted, of: shown, since: record).spec.modelNumber == "other")
+  }
+
   @Test func namesTheFirstFieldThatDiffers() throws {
     #expect(try FieldMask.firstDifference(old, old) == nil)
     var other = old

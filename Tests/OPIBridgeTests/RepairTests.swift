@@ -6,6 +6,7 @@ import OPI
 import OPIBridge
 import Synchronization
 import SwiftProtobuf
+import Telemetry
 import TestSupport
 import Testing
 
@@ -54,7 +55,8 @@ import Testing
     if let object = value.objectValue {
       return .object(object.filter { !members.contains($0.key) }.mapValues { without(members, $0) })
     }
-    return value.arrayValue.map { .array($0.map { without(members, $0) }) } ?? value
+    // The order is that of their making.
+    return value.arrayValue.map { .array($0.map { without(members, $0) }.sorted { $0.text < $1.text }) } ?? value
   }
 
   @Test func aTargetThatForgotEverythingIsFilledAgain() async throws {
@@ -83,6 +85,31 @@ import Testing
     #expect(try await second.repair().isEmpty)
     #expect(try await second.get(OPINvmeNamespace.self, "nvmeSubsystems/sub/nvmeNamespaces/ns").spec.hostNsid == 5)
     #expect(try await second.get(OPIEncryptedVolume.self, "encryptedVolumes/e").cipher == .aesXts128)
+    #expect(try await fixture.bdevs == ["e", "m0", "v"])
+  }
+
+  /// A creation that is asked for again while the target is away must not cost what was there.
+  @Test func askingAgainWhileTheTargetIsAwayTakesNothingAway() async throws {
+    let fixture = try Fixture()
+    let bridge = try fixture.bridge()
+    try await fill(bridge, fixture)
+    fixture.stopDataPlane()
+    #expect(
+      await code {
+        let _: OPIMallocVolume = try await bridge.create("m0") {
+          $0.blockSize = 512
+          $0.blocksCount = 2048
+        }
+      } == .unavailable)
+    #expect(
+      await code {
+        let _: OPIMallocVolume = try await bridge.create("m1") {
+          $0.blockSize = 512
+          $0.blocksCount = 2048
+        }
+      } == .unavailable)
+    try fixture.startDataPlane()
+    #expect(try await bridge.repair().isEmpty)
     #expect(try await fixture.bdevs == ["e", "m0", "v"])
   }
 
@@ -134,51 +161,40 @@ import Testing
 
   // MARK: Calls whose outcome is not known
 
-  /// A target that carries a call out and goes away before it answers.
+  /// A target that carries a call out and does not answer.
   private final class Unreliable: Sendable {
-    let server: JSONRPCServer
     let bdevs = Mutex<[String]>([])
     let isMute = Atomic(false)
 
-    init(_ path: String) throws {
-      let bdevs = self.bdevs
-      _ = bdevs.withLock { $0 }
-      let box = Box()
-      server = JSONRPCServer(path: path) { request, reply in box.handle?(request, reply) }
-      box.handle = { [self] request, reply in
-        switch request.method {
-        case "bdev_get_bdevs":
-          let name = request.params?["name"]?.stringValue
-          let found = self.bdevs.withLock { $0 }.filter { name == nil || $0 == name }
-          if name != nil, found.isEmpty { return reply(.failure(ResponseError(code: -19, message: "No such device"))) }
-          reply(
-            .success(
-              .array(
-                found.map {
-                  ["name": .string($0), "product_name": "Null disk", "block_size": 512, "num_blocks": 8, "uuid": "u"]
-                })))
-        case "bdev_null_create":
-          self.bdevs.withLock { $0.append(request.params?["name"]?.stringValue ?? "") }
-          if !self.isMute.load(ordering: .relaxed) { reply(.success("n")) }
-        case "bdev_null_delete":
-          self.bdevs.withLock { $0.removeAll { $0 == request.params?["name"]?.stringValue } }
-          if !self.isMute.load(ordering: .relaxed) { reply(.success(true)) }
-        case "nvmf_get_subsystems", "vhost_get_controllers": reply(.success([]))
-        default: reply(.failure(.methodNotFound))
-        }
+    func answer(_ request: Request, _ reply: @Sendable (Result<JSONValue, ResponseError>) -> Void) {
+      let name = request.params?["name"]?.stringValue
+      switch request.method {
+      case "bdev_get_bdevs":
+        let found = bdevs.withLock { $0 }.filter { name == nil || $0 == name }
+        if name != nil, found.isEmpty { return reply(.failure(ResponseError(code: -19, message: "No such device"))) }
+        reply(.success(.array(found.map(Self.describe))))
+      case "bdev_null_create":
+        bdevs.withLock { $0.append(name ?? "") }
+        if !isMute.load(ordering: .relaxed) { reply(.success("n")) }
+      case "bdev_null_delete":
+        bdevs.withLock { bdevs in bdevs.removeAll { $0 == name } }
+        if !isMute.load(ordering: .relaxed) { reply(.success(true)) }
+      case "nvmf_get_subsystems", "vhost_get_controllers": reply(.success([]))
+      default: reply(.failure(.methodNotFound))
       }
-      try server.start()
     }
 
-    private final class Box: @unchecked Sendable {
-      var handle: ((Request, @escaping @Sendable (Result<JSONValue, ResponseError>) -> Void) -> Void)?
+    private static func describe(_ name: String) -> JSONValue {
+      ["name": .string(name), "product_name": "Null disk", "block_size": 512, "num_blocks": 8, "uuid": "u"]
     }
   }
 
   @Test func aCreationInDoubtIsUndoneOrDoneAgain() async throws {
     let directory = try TemporaryDirectory()
-    let target = try Unreliable(directory.file("rpc"))
-    defer { target.server.stop() }
+    let target = Unreliable()
+    let server = JSONRPCServer(path: directory.file("rpc")) { target.answer($0, $1) }
+    try server.start()
+    defer { server.stop() }
     let doubts = Counter()
     let bridge = try Bridge(
       target: Target(socket: directory.file("rpc"), timeout: .milliseconds(200)),

@@ -195,7 +195,7 @@ extension OPINullVolume: Resource {
         "blocks_count", "\(blocksCount)", "is no larger size in whole MiB; now it is \(bdev.blockCount)")
     }
     try await scope.call(
-      "bdev_null_resize", ["name": .string(id), "new_size": .integer(blocksCount * blockSize >> 20)],
+      "bdev_null_resize", ["name": .string(id), "new_size": .integer((blocksCount * blockSize) >> 20)],
       for: "resize the null volume \(id)")
   }
 

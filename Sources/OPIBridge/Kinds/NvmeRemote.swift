@@ -108,7 +108,6 @@ extension OPINvmePath: Resource {
   package func read(_ scope: Scope) async throws -> OPINvmePath? { try await isAttached(scope) ? self : nil }
 
   package func make(_ scope: Scope, secret: [UInt8]) async throws {
-    guard try await !isAttached(scope) else { return }
     let controller = try controller(scope)
     for record in scope.records.values where record.name != name && record.phase == .present {
       guard let other = record.message as? OPINvmePath,
@@ -117,10 +116,14 @@ extension OPINvmePath: Resource {
       if controller.multipath == .disable {
         throw RPCError.precondition(name, "\(controller.name) has the path \(other.name), and multipath is disabled")
       }
+      if other.traddr == traddr, other.fabrics.trsvcid == fabrics.trsvcid {
+        throw RPCError.exists(name, "as \(other.name), to the same address")
+      }
       if trtype == .tcp, other.fabrics.subnqn != fabrics.subnqn {
         throw RPCError.invalid("fabrics.subnqn", fabrics.subnqn, "is not the one of \(other.name)")
       }
     }
+    guard try await !isAttached(scope) else { return }
     var parameters = try identifier(scope)
     if trtype == .tcp {
       switch controller.multipath {
