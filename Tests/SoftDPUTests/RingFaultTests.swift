@@ -7,14 +7,8 @@ import VhostFrontend
 
 /// The data plane on a kernel that is short of memory: a library in front of liburing replaces some submissions by
 /// no-operations that the kernel answers with EAGAIN or ENOMEM (IORING_NOP_INJECT_RESULT, Linux 6.10).
-@Suite(.enabled(if: RingFaultTests.canInject, "the kernel cannot inject results before 6.10"))
+@Suite(.enabled(if: kernelInjectsResults(), "the kernel cannot inject results before 6.10"))
 struct RingFaultTests {
-  static var canInject: Bool {
-    let release = contentsOfFile("/proc/sys/kernel/osrelease") ?? ""
-    let numbers = release.split(whereSeparator: { !$0.isNumber }).prefix(2).compactMap { Int($0) }
-    return numbers.count == 2 && (numbers[0], numbers[1]) >= (6, 10)
-  }
-
   /// Every third request to a file and every second poll fails; the file named by RING_FAULTS has a byte for each.
   private static let library = """
     #define _GNU_SOURCE
@@ -106,4 +100,10 @@ struct RingFaultTests {
     #expect(faults.filter { $0 == "r" }.count > 30 && faults.filter { $0 == "p" }.count > 3, "\(faults)")
     child.kill()
   }
+}
+
+private func kernelInjectsResults() -> Bool {
+  let release = contentsOfFile("/proc/sys/kernel/osrelease") ?? ""
+  let numbers = release.split(whereSeparator: { !$0.isNumber }).prefix(2).compactMap { Int($0) }
+  return numbers.count == 2 && (numbers[0], numbers[1]) >= (6, 10)
 }
