@@ -119,7 +119,8 @@ let package = Package(
         systemPackage, yams,
       ]),
     room(
-      "LocalCloud", ["JSON", "CLinux", "IaaS", "Kubernetes", "Telemetry", logging, subprocess, systemPackage, yams]),
+      "LocalCloud",
+      ["JSON", "BMC", "CLinux", "IaaS", "Kubernetes", "Telemetry", logging, subprocess, systemPackage, yams]),
 
     // Programs.
     .executableTarget(
@@ -176,6 +177,6 @@ let package = Package(
       dependencies: ["BMC", "JSON", "SoftHost", "TestBMC", "TestSupport", logging, subprocess, systemPackage],
       path: "Tests/Acceptance", swiftSettings: common),
     tests("bmctl", ["IaaS", "JSON", "Kubernetes", yams]),
-    tests("LocalCloud", ["JSON", "Kubernetes", logging]),
+    tests("LocalCloud", ["BMC", "JSON", "Kubernetes", logging]),
   ]
 )

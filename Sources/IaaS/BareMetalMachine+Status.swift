@@ -23,6 +23,10 @@ extension BareMetalMachine {
     public static let reachable = "Reachable"
     /// While another machine asks for the same MAC or IPv4 address: which.
     public static let addressesUnique = "AddressesUnique"
+    /// While a running machine is not what its spec asks for by now: the fields that take effect at the next boot.
+    public static let restartNeeded = "RestartNeeded"
+    /// While a template is not what its disk was made from: how they differ.
+    public static let templatesApplied = "TemplatesApplied"
     /// The machine is what its spec asks for.
     public static let ready = "Ready"
     /// While a machine is deleted: what it waits for.

@@ -20,6 +20,16 @@ public enum Names {
   public static let bootOrderAnnotation = "iaas.yusur.io/boot-order"
   /// Annotation of an attachment: `true` where the server may only read the volume.
   public static let readOnlyAnnotation = "iaas.yusur.io/read-only"
+  /// Annotation of an attachment: the volume's handle, which is its name in the pool.
+  public static let volumeHandleAnnotation = "iaas.yusur.io/volume-handle"
+  /// Annotation of an attachment by which an upload keeps servers away from the volume: `namespace/name` of the claim.
+  public static let uploadHoldAnnotation = "csi.ycloud.yusur.io/upload-into"
+  /// Annotation of a claim: `true` says that its content is uploaded.
+  public static let uploadAnnotation = "csi.ycloud.yusur.io/upload"
+  /// Annotation of a claim, by csi-controller: how far the upload is.
+  public static let uploadPhaseAnnotation = "csi.ycloud.yusur.io/upload-phase"
+  /// The phase of an upload whose content is complete.
+  public static let uploadSucceeded = "Succeeded"
   /// Annotation of a machine: any new value restarts it.
   public static let restartAnnotation = "iaas.yusur.io/restart-requested"
   /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.
@@ -40,8 +50,24 @@ public enum Names {
   /// The claim of a machine's disk that is made from a template.
   public static func claim(machine: String, disk: String) -> String { "\(machine)-\(disk)" }
 
-  /// The one attachment that a volume can have: because the name is the volume's, the API server refuses a second.
-  public static func attachment(volume: String) -> String { "ycloud-\(volume)" }
+  /// The one attachment that a volume can have: because the name is made from the volume's handle, the API server
+  /// refuses a second, also where two PersistentVolumes have the same handle.
+  public static func attachment(volume handle: String) -> String { attachmentPrefix + handle }
+
+  /// What the names of attachments begin with; the volume's handle follows.
+  public static let attachmentPrefix = "ycloud-"
+
+  /// Whether a text can be the handle of a volume in the pool: 1 to 128 of a-z, 0-9 and '-', with a letter or digit at
+  /// both ends. It becomes a part of a path and of an object's name.
+  public static func isVolumeHandle(_ text: String) -> Bool {
+    func isAlphanumeric(_ byte: UInt8) -> Bool {
+      (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
+    }
+    let bytes = text.utf8
+    guard let first = bytes.first, let last = bytes.last, bytes.count <= 128 else { return false }
+    return isAlphanumeric(first) && isAlphanumeric(last)
+      && bytes.allSatisfy { isAlphanumeric($0) || $0 == UInt8(ascii: "-") }
+  }
 
   /// The secret that holds a host's boot data, in `systemNamespace`.
   public static func bootData(host: String) -> String { "host-\(host)" }

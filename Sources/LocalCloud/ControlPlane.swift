@@ -53,20 +53,14 @@ struct ControlPlane: Sendable {
 
   /// A simulated server as an operator would register a real one: its BMC's account and the host itself.
   private func hostObjects(_ host: String) throws -> [JSONValue] {
-    let line = try Files.read(directory.host(host).bmcCredentials) ?? ""
-    let parts = line.prefix { $0 != "\n" }.split(separator: ":", maxSplits: 1)
-    let authority = try Files.read(directory.certificate(Certificates.Authority.hardware.rawValue)) ?? ""
-    guard parts.count == 2, !authority.isEmpty else {
-      throw LocalCloudError(
-        .fileSystem, operation: "register \(host)", "its BMC's account or certificate is missing in \(directory.path)")
-    }
+    let bmc = try BMCAccess(host, directory: directory, settings: settings)
     let secret = "bmc-\(host)"
     return [
       [
         "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/basic-auth",
         "metadata": ["name": .string(secret), "namespace": .string(Self.systemNamespace)],
         "data": [
-          "username": .string(Base64.encode(String(parts[0]))), "password": .string(Base64.encode(String(parts[1]))),
+          "username": .string(Base64.encode(bmc.username)), "password": .string(Base64.encode(bmc.password)),
         ],
       ],
       [
@@ -78,9 +72,9 @@ struct ControlPlane: Sendable {
         ],
         "spec": [
           "bmc": [
-            "address": .string("redfish+https://127.0.0.1:\(settings.ports[PortPlan.bmc(host)] ?? 0)"),
+            "address": .string(bmc.address),
             "credentialsSecretRef": ["name": .string(secret), "namespace": .string(Self.systemNamespace)],
-            "caBundle": .string(Base64.encode(authority)),
+            "caBundle": .string(Base64.encode(bmc.authority)),
           ],
           "dpu": ["node": .string(CloudSettings.dpuNode(of: host))],
         ],

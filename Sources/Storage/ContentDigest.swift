@@ -76,6 +76,18 @@ final class ContentDigest: Sendable {
     }
   }
 
+  /// Waits until the program has taken so many zeros; `step` is called from time to time.
+  func appendZeros(_ count: Int64, step: () -> Void) async throws {
+    let zeros = ByteBuffer(repeating: 0, count: Int(min(count, 1 << 20)))
+    var left = count
+    while left > 0 {
+      let length = Int(min(left, Int64(zeros.readableBytes)))
+      try await append(zeros.getSlice(at: 0, length: length) ?? zeros)
+      left -= Int64(length)
+      step()
+    }
+  }
+
   private func close() {
     descriptor.withLock { descriptor in
       if let open = descriptor { Glibc.close(open) }

@@ -1,3 +1,4 @@
+import IaaS
 import JSON
 package import Kubernetes
 package import Logging
@@ -36,6 +37,15 @@ package final class KubernetesCluster: VolumeCluster {
   static func volumeName(of attachment: VolumeAttachment) -> String? {
     attachment.spec.attacher == StorageNames.driver ? attachment.spec.source.persistentVolumeName : nil
   }
+
+  /// Nil for attachments to servers.
+  static func uploadHold(_ attachment: VolumeAttachment) -> UploadHold? {
+    guard attachment.spec.attacher == StorageNames.driver,
+      attachment.metadata.annotations?[Names.uploadHoldAnnotation] != nil, let name = attachment.metadata.name,
+      let uid = attachment.metadata.uid
+    else { return nil }
+    return UploadHold(name: name, uid: uid)
+  }
 }
 
 // MARK: from the caches
@@ -61,7 +71,12 @@ extension KubernetesCluster {
   }
 
   package func attachments(persistentVolumes names: [String]) -> [String] {
-    names.flatMap { attachments.byIndex("volume", $0) }.compactMap(\.metadata.name)
+    names.flatMap { attachments.byIndex("volume", $0) }.filter { Self.uploadHold($0) == nil }.compactMap(
+      \.metadata.name)
+  }
+
+  package func uploadHold(_ handle: VolumeHandle) -> UploadHold? {
+    attachments.get(name: Names.attachment(volume: handle.name)).flatMap(Self.uploadHold)
   }
 }
 
@@ -95,7 +110,13 @@ extension KubernetesCluster {
     let wanted = Set(names)
     return try await client.listAll(VolumeAttachment.self).items.filter { attachment in
       KubernetesCluster.volumeName(of: attachment).map(wanted.contains) ?? false
+        && KubernetesCluster.uploadHold(attachment) == nil
     }.compactMap(\.metadata.name)
+  }
+
+  package func isCurrent(_ hold: UploadHold) async throws -> Bool {
+    let present = try await orNil { try await self.client.get(VolumeAttachment.self, name: hold.name) }
+    return present.map { $0.metadata.uid == hold.uid && !$0.metadata.isBeingDeleted } ?? false
   }
 
   private func orNil<Value>(_ body: () async throws -> Value?) async throws -> Value? {
@@ -152,6 +173,41 @@ extension KubernetesCluster {
       _ = try await client.mergePatch(PersistentVolume.self, name: volume.name, patch: ["metadata": metadata])
     } catch let error as KubernetesError where error.code == .notFound {
       // The last finalizer went by another hand.
+    }
+  }
+
+  package func hold(
+    _ handle: VolumeHandle, persistentVolume: String, for claim: ClaimKey
+  ) async throws -> UploadHold? {
+    var metadata = ObjectMeta(name: Names.attachment(volume: handle.name))
+    metadata.annotations = [Names.uploadHoldAnnotation: claim.description]
+    let wanted = VolumeAttachment(
+      metadata: metadata,
+      spec: .init(
+        attacher: StorageNames.driver, nodeName: KubernetesCluster.uploadNode,
+        source: .init(persistentVolumeName: persistentVolume)))
+    for _ in 0..<3 {
+      do {
+        return KubernetesCluster.uploadHold(try await client.create(wanted))
+      } catch let error as KubernetesError where error.code == .alreadyExists {
+        let present = try await orNil { try await self.client.get(VolumeAttachment.self, name: wanted.key.name) }
+        guard let present else { continue }
+        // Nobody but the holder of the pool uploads, and it has no other upload into this volume: that one is dead.
+        guard let leftover = KubernetesCluster.uploadHold(present) else { return nil }
+        try await release(leftover)
+      }
+    }
+    return nil
+  }
+
+  /// An attachment names a node; this one is none.
+  private static let uploadNode = "csi-controller"
+
+  package func release(_ hold: UploadHold) async throws {
+    do {
+      try await client.delete(VolumeAttachment.self, name: hold.name, uid: hold.uid)
+    } catch let error as KubernetesError where error.code == .notFound || error.code == .conflict {
+      // Gone, or another one of that name by now.
     }
   }
 

@@ -107,6 +107,24 @@ private final class PoolUpload: VolumeUpload {
     }
   }
 
+  func skip(_ bytes: Int64) async throws(StorageError) {
+    let isInside = progress.withLock { progress -> Bool in
+      guard bytes >= 0, bytes <= sizeBytes - progress.offset else { return false }
+      progress.offset += bytes
+      return true
+    }
+    guard isInside else {
+      throw StorageError(
+        .contentMismatch, operation: operation, message: "the content is longer than the volume's \(sizeBytes) bytes")
+    }
+  }
+
+  func sync() async throws(StorageError) {
+    try await pool.blocking(operation, on: ReflinkPool.transferThreads) { () throws(StorageError) in
+      try self.file.sync(operation: self.operation)
+    }
+  }
+
   func commit() async throws(StorageError) -> Volume {
     try await pool.blocking(operation, on: ReflinkPool.transferThreads) { () throws(StorageError) in
       try self.file.sync(operation: self.operation)

@@ -1,3 +1,5 @@
+import IaaS
+
 /// The names under which this driver is known in a cluster.
 public enum StorageNames {
   /// The CSI driver: the provisioner of storage classes, the driver of volumes, the attacher of attachments.
@@ -22,13 +24,13 @@ public enum StorageNames {
   public static let provisioningMessage = "csi.ycloud.yusur.io/provisioning-message"
 
   /// On a claim: `"true"` says that its content is uploaded.
-  public static let upload = "csi.ycloud.yusur.io/upload"
+  public static let upload = Names.uploadAnnotation
   /// On a claim: SHA-256 of the token that an upload must show, in hexadecimal.
   public static let uploadTokenDigest = "csi.ycloud.yusur.io/upload-token-sha256"
   /// On a claim: `sha256:<hex>` of the content to come.
   public static let uploadChecksum = "csi.ycloud.yusur.io/upload-checksum"
   /// On a claim, by this controller: see ``UploadPhase``.
-  public static let uploadPhase = "csi.ycloud.yusur.io/upload-phase"
+  public static let uploadPhase = Names.uploadPhaseAnnotation
   /// On a claim, by this controller: what a person should know about the phase.
   public static let uploadMessage = "csi.ycloud.yusur.io/upload-message"
 }

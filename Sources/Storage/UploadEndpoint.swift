@@ -32,7 +32,10 @@ struct UploadEndpoint: Sendable {
     let scheme = settings.tls == nil ? "http" : "https"
     let host = settings.host.contains(":") ? "[\(settings.host)]" : settings.host
     let url = settings.url ?? "\(scheme)://\(host):\(port)"
-    var data: JSONValue = ["url": .string(url)]
+    // Senders that know the second type save what is zero on the way.
+    var data: JSONValue = [
+      "url": .string(url), "contentTypes": .string("application/octet-stream,\(ExtentStream.contentType)"),
+    ]
     if let authority { data["ca.crt"] = .string(authority) }
     var backoff = Backoff(initial: .milliseconds(200), maximum: .seconds(10))
     while true {

@@ -13,7 +13,8 @@ func uploadRouter<Cluster: VolumeCluster>(_ service: UploadService<Cluster>) -> 
     let key = ClaimKey(namespace: namespace, name: name)
     let reply = await service.receive(
       key, authorization: request.headers[.authorization],
-      contentLength: request.headers[.contentLength].flatMap { Int64($0) }, body: request.body)
+      contentLength: request.headers[.contentLength].flatMap { Int64($0) },
+      isExtents: request.headers[.contentType] == ExtentStream.contentType, body: request.body)
     let text: JSONValue = [
       "status": .integer(Int64(reply.status)), "message": .string(reply.message),
       "receivedBytes": .integer(reply.receivedBytes), "allocatedBytes": .integer(reply.allocatedBytes),

@@ -18,7 +18,8 @@ package struct UploadReply: Error, Sendable, Hashable {
 /// Receives the content of volumes.
 ///
 /// The content is collected beside the volume and takes its place when it is complete and its checksum is right; until
-/// then nothing of it is seen. So an upload may be cut off at any point, and repeated.
+/// then nothing of it is seen. So an upload may be cut off at any point, and repeated. Meanwhile the upload has the one
+/// attachment that the volume can have, so that no server gets it: the API server decides who was first.
 package final class UploadService<Cluster: VolumeCluster>: Sendable {
   /// How many uploads are received at the same time.
   private static var maximumUploads: Int { 16 }
@@ -55,12 +56,13 @@ package final class UploadService<Cluster: VolumeCluster>: Sendable {
   /// - Parameters:
   ///   - authorization: the header of that name.
   ///   - contentLength: what the sender announced; a body that ends earlier was cut off.
+  ///   - isExtents: whether the body is an ``ExtentStream``.
   package func receive<Body: AsyncSequence & Sendable>(
-    _ key: ClaimKey, authorization: String?, contentLength: Int64?, body: Body
+    _ key: ClaimKey, authorization: String?, contentLength: Int64?, isExtents: Bool = false, body: Body
   ) async -> UploadReply where Body.Element == ByteBuffer {
     var reply: UploadReply
     do {
-      reply = try await admitAndReceive(key, authorization, contentLength, body)
+      reply = try await admitAndReceive(key, authorization, contentLength, isExtents, body)
     } catch let refusal as UploadReply {
       reply = refusal
     } catch {
@@ -72,7 +74,7 @@ package final class UploadService<Cluster: VolumeCluster>: Sendable {
   }
 
   private func admitAndReceive<Body: AsyncSequence & Sendable>(
-    _ key: ClaimKey, _ authorization: String?, _ contentLength: Int64?, _ body: Body
+    _ key: ClaimKey, _ authorization: String?, _ contentLength: Int64?, _ isExtents: Bool, _ body: Body
   ) async throws -> UploadReply where Body.Element == ByteBuffer {
     // Whether there is such a claim is told only to those who know its token.
     guard let token = UploadAuthorization.bearerToken(authorization), let claim = try await cluster.currentClaim(key),
@@ -84,8 +86,8 @@ package final class UploadService<Cluster: VolumeCluster>: Sendable {
     }
     guard contentLength > 0 else { throw UploadReply(400, "the content is empty") }
     let digest = try announcedDigest(claim)
-    let (handle, size) = try await volume(of: claim)
-    guard contentLength <= size else {
+    let (handle, size, persistentVolume) = try await volume(of: claim)
+    guard isExtents || contentLength <= size else {
       throw UploadReply(413, "the content has \(contentLength) bytes, but the volume \(formatBytes(size))")
     }
 
@@ -94,13 +96,22 @@ package final class UploadService<Cluster: VolumeCluster>: Sendable {
       active.withLock { _ = $0.remove(handle) }
       onEnd(handle, key)
     }
-    try await setPhase(claim, .uploading, "receiving \(contentLength) bytes")
+    guard let hold = try await cluster.hold(handle, persistentVolume: persistentVolume, for: claim.key) else {
+      throw UploadReply(409, "the volume has just been attached to a server; detach it first")
+    }
     let start = ContinuousClock.now
     do {
-      var reply = try await store(body, into: handle, contentLength: contentLength, digest: digest) {
-        // Somebody may have attached the volume in the meantime.
-        try await self.requireDetached(claim.volumeName ?? "")
+      try await requireDetached(persistentVolume, handle)
+      try await setPhase(claim, .uploading, "receiving \(contentLength) bytes")
+      let extents = isExtents ? ExtentStream(limit: size) : nil
+      var reply = try await store(body, extents, into: handle, contentLength: contentLength, digest: digest) {
+        // Whoever removed it by hand may have let a server have the volume.
+        guard try await self.cluster.isCurrent(hold) else {
+          throw UploadReply(409, "the VolumeAttachment \(hold.name) of the upload was removed meanwhile; repeat it")
+        }
       }
+      // What fails here is done by the reconciler when the upload is not active any more.
+      try? await cluster.release(hold)
       let message = "\(reply.receivedBytes) bytes received in \(ContinuousClock.now - start)"
       try await persistently { try await self.setPhase(claim, .succeeded, message) }
       cluster.record(claim, isWarning: false, reason: "UploadSucceeded", message: message)
@@ -113,6 +124,7 @@ package final class UploadService<Cluster: VolumeCluster>: Sendable {
         "upload failed", metadata: ["claim": "\(key)", "volume": "\(handle)", "error": "\(reply.message)"])
       cluster.record(claim, isWarning: true, reason: "UploadFailed", message: reply.message)
       // Also when the process is stopping: a task that has been cancelled makes no calls.
+      try? await uncancelled { try await self.cluster.release(hold) }
       try? await uncancelled { try await self.setPhase(claim, .failed, "\(reply.message); the upload may be repeated") }
       throw reply
     }
@@ -127,19 +139,20 @@ package final class UploadService<Cluster: VolumeCluster>: Sendable {
   }
 
   /// The volume of a claim that an upload may replace the content of.
-  private func volume(of claim: ClaimView) async throws -> (VolumeHandle, Int64) {
+  private func volume(of claim: ClaimView) async throws -> (VolumeHandle, Int64, persistentVolume: String) {
     guard claim.isBound, let name = claim.volumeName,
       let volume = try await cluster.currentPersistentVolume(name), volume.claimUID == claim.uid,
       let handle = try? VolumeHandle(volume.handle), let file = try await backend.volume(handle)
     else {
       throw UploadReply(409, "claim \(claim.key) is not bound to a volume of \(StorageNames.driver) yet; wait for it")
     }
-    try await requireDetached(name)
-    return (handle, file.sizeBytes)
+    try await requireDetached(name, handle)
+    return (handle, file.sizeBytes, name)
   }
 
-  private func requireDetached(_ persistentVolume: String) async throws {
-    let attachments = try await cluster.currentAttachments(persistentVolumes: [persistentVolume])
+  private func requireDetached(_ persistentVolume: String, _ handle: VolumeHandle) async throws {
+    let names = Set(cluster.persistentVolumes(handle: handle.name).map(\.name) + [persistentVolume])
+    let attachments = try await cluster.currentAttachments(persistentVolumes: names.sorted())
     guard attachments.isEmpty else {
       throw UploadReply(409, "the volume is attached (\(attachments.joined(separator: ", "))); detach it first")
     }
@@ -167,21 +180,23 @@ package final class UploadService<Cluster: VolumeCluster>: Sendable {
 
 extension UploadService {
   private func store<Body: AsyncSequence & Sendable>(
-    _ body: Body, into handle: VolumeHandle, contentLength: Int64, digest: String?,
+    _ body: Body, _ extents: ExtentStream?, into handle: VolumeHandle, contentLength: Int64, digest: String?,
     beforeCommit: () async throws -> Void
   ) async throws -> UploadReply where Body.Element == ByteBuffer {
     let upload = try await backend.beginUpload(handle)
     do {
       if let digest {
         let actual = try await ContentDigest.compute { sink in
-          try await self.copy(body, to: upload, and: sink, contentLength: contentLength)
+          try await self.copy(body, extents, to: upload, and: sink, contentLength: contentLength)
         }
         guard actual == digest else {
           throw UploadReply(422, "the content has checksum sha256:\(actual), but sha256:\(digest) was announced")
         }
       } else {
-        try await copy(body, to: upload, and: nil, contentLength: contentLength)
+        try await copy(body, extents, to: upload, and: nil, contentLength: contentLength)
       }
+      // The check comes after what takes long.
+      try await upload.sync()
       try await beforeCommit()
       let volume = try await upload.commit()
       var reply = UploadReply(200, "")
@@ -196,12 +211,13 @@ extension UploadService {
 
   /// Copies the body piece by piece, and gives up when nothing arrives for too long.
   private func copy<Body: AsyncSequence & Sendable>(
-    _ body: Body, to upload: any VolumeUpload, and digest: ContentDigest?, contentLength: Int64
+    _ body: Body, _ extents: ExtentStream?, to upload: any VolumeUpload, and digest: ContentDigest?,
+    contentLength: Int64
   ) async throws where Body.Element == ByteBuffer {
     let progress = Progress()
     try await withThrowingTaskGroup(of: Void.self) { group in
       group.addTask {
-        try await self.copyPieces(body, to: upload, and: digest, contentLength: contentLength, progress)
+        try await self.copyPieces(body, extents, to: upload, and: digest, contentLength: contentLength, progress)
       }
       group.addTask {
         var before = -1
@@ -218,9 +234,10 @@ extension UploadService {
   }
 
   private func copyPieces<Body: AsyncSequence & Sendable>(
-    _ body: Body, to upload: any VolumeUpload, and digest: ContentDigest?, contentLength: Int64,
-    _ progress: Progress
+    _ body: Body, _ extents: ExtentStream?, to upload: any VolumeUpload, and digest: ContentDigest?,
+    contentLength: Int64, _ progress: Progress
   ) async throws where Body.Element == ByteBuffer {
+    var extents = extents
     var total: Int64 = 0
     var piece = ByteBuffer()
     piece.reserveCapacity(UploadService.pieceBytes)
@@ -237,8 +254,23 @@ extension UploadService {
         total += Int64(part.readableBytes)
         guard total <= contentLength else { throw UploadReply(400, "the content is longer than announced") }
         progress.step()
-        piece.writeImmutableBuffer(part)
-        if piece.readableBytes >= UploadService.pieceBytes { try await handOn() }
+        guard extents != nil else {
+          piece.writeImmutableBuffer(part)
+          if piece.readableBytes >= UploadService.pieceBytes { try await handOn() }
+          continue
+        }
+        var rest = part
+        while let next = try extents?.next(&rest) {
+          switch next {
+          case .data(let data):
+            piece.writeImmutableBuffer(data)
+            if piece.readableBytes >= UploadService.pieceBytes { try await handOn() }
+          case .zeros(let count):
+            if piece.readableBytes > 0 { try await handOn() }
+            try await upload.skip(count)
+            try await digest?.appendZeros(count) { progress.step() }
+          }
+        }
       }
     } catch let error as StorageError {
       throw error
@@ -250,6 +282,7 @@ extension UploadService {
     guard total == contentLength else {
       throw UploadReply(400, "the connection ended after \(total) of \(contentLength) bytes")
     }
+    guard extents?.isComplete != false else { throw UploadReply(400, "the content ends within an extent") }
     if piece.readableBytes > 0 { try await handOn() }
   }
 

@@ -77,6 +77,12 @@ public protocol VolumeUpload: Sendable {
   /// Appends bytes; runs of zeroes take no room.
   func append(_ bytes: ByteBuffer) async throws(StorageError)
 
+  /// Appends so many zeros, which take no room.
+  func skip(_ bytes: Int64) async throws(StorageError)
+
+  /// Makes durable what was appended so far, so that `commit` has little left to do.
+  func sync() async throws(StorageError)
+
   /// Makes the new content durable and puts it in place of the old, in one step.
   ///
   /// - Returns: what the volume takes now.

@@ -8,8 +8,10 @@ package protocol VolumeCluster: Sendable {
   func storageClass(_ name: String) -> ClassView?
   func persistentVolumes(handle: String) -> [PersistentVolumeView]
   func persistentVolume(boundTo claimUID: String, named name: String) -> PersistentVolumeView?
-  /// The names of the attachments of these PersistentVolumes.
+  /// The names of the attachments of these PersistentVolumes to servers.
   func attachments(persistentVolumes: [String]) -> [String]
+  /// What keeps servers away from a volume for an upload, where something does.
+  func uploadHold(_ handle: VolumeHandle) -> UploadHold?
 
   /// What tells this cluster from others, for as long as it exists.
   func currentIdentity() async throws -> String
@@ -18,12 +20,18 @@ package protocol VolumeCluster: Sendable {
   func currentPersistentVolume(_ name: String) async throws -> PersistentVolumeView?
   func currentPersistentVolumes() async throws -> [PersistentVolumeView]
   func currentAttachments(persistentVolumes: [String]) async throws -> [String]
+  func isCurrent(_ hold: UploadHold) async throws -> Bool
 
   /// Makes the PersistentVolume with the finalizer; one for the same claim and volume may be there already.
   func publish(_ draft: PersistentVolumeDraft) async throws
   func addFinalizer(_ volume: PersistentVolumeView) async throws
   /// Deletes the PersistentVolume and removes the finalizer; one that is gone is no error.
   func withdraw(_ volume: PersistentVolumeView) async throws
+  /// Keeps servers away from a volume while its content is replaced: takes the one attachment that it can have, also
+  /// from an upload that has died. Nil where a server has it.
+  func hold(_ handle: VolumeHandle, persistentVolume: String, for claim: ClaimKey) async throws -> UploadHold?
+  /// Gives the attachment back; one that is gone is no error.
+  func release(_ hold: UploadHold) async throws
   /// Sets (or, with nil, removes) annotations of the claim with this UID; a claim that is gone is no error.
   ///
   /// - Parameter unchanged: write only if the claim is still as it was seen.

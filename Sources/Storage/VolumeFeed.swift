@@ -1,3 +1,4 @@
+import IaaS
 import Kubernetes
 import Reconciler
 
@@ -28,6 +29,7 @@ struct VolumeFeed: Sendable {
     cluster.attachments.onChange { change in
       switch change {
       case .added(let attachment), .updated(_, let attachment), .deleted(let attachment):
+        if let handle = heldVolume(attachment) { add(handle) }
         guard let name = KubernetesCluster.volumeName(of: attachment) else { return }
         if let view = cluster.persistentVolumes.get(name: name).flatMap(PersistentVolumeView.init) { add(view.handle) }
       }
@@ -43,8 +45,16 @@ struct VolumeFeed: Sendable {
       cluster.claims.all().flatMap { handles(of: $0) }.map { ObjectKey(namespace: nil, name: $0) }
         + cluster.persistentVolumes.all().compactMap { PersistentVolumeView($0)?.handle }.map {
           ObjectKey(namespace: nil, name: $0)
-        }
+        } + cluster.attachments.all().compactMap { heldVolume($0) }.map { ObjectKey(namespace: nil, name: $0) }
     }
+  }
+
+  /// The volume that an upload holds by this attachment.
+  private func heldVolume(_ attachment: VolumeAttachment) -> String? {
+    guard let hold = KubernetesCluster.uploadHold(attachment), hold.name.hasPrefix(Names.attachmentPrefix) else {
+      return nil
+    }
+    return String(hold.name.dropFirst(Names.attachmentPrefix.count))
   }
 
   /// Something that is not in the cluster changed about a volume and its claim.

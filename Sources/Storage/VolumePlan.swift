@@ -21,6 +21,8 @@ package enum VolumeStep: Sendable, Hashable {
   /// Remove a volume that was made for a claim which is gone.
   case discardUnclaimed
   case setUploadPhase(ClaimView, UploadPhase, message: String)
+  /// Let servers have the volume: the upload that kept them away is no more.
+  case release(UploadHold)
 }
 
 /// Why something is not done, for people and for programs.
@@ -68,6 +70,11 @@ package struct PersistentVolumeDraft: Sendable, Hashable {
 
 /// Decides what is to be done about one volume. No I/O, no clock, no randomness.
 package func plan(_ view: VolumeView) -> [VolumeStep] {
+  let leftover = view.isUploading ? nil : view.uploadHold
+  return (leftover.map { [.release($0)] } ?? []) + planVolume(view)
+}
+
+private func planVolume(_ view: VolumeView) -> [VolumeStep] {
   if let volume = view.persistentVolumes.first {
     return view.persistentVolumes.flatMap { plan($0, view) } + planUpload(volume, view)
   }

@@ -67,6 +67,8 @@ package final class VolumeReconciler<Backend: VolumeBackend, Cluster: VolumeClus
     }
     view.file = try await backend.volume(handle)
     view.attachments = cluster.attachments(persistentVolumes: view.persistentVolumes.map(\.name))
+    // Before the question whether an upload is active: one that is seen holding the volume was active before.
+    view.uploadHold = cluster.uploadHold(handle)
     view.isUploading = isUploading(handle)
     view.claimWasDeleted = state.withLock { $0.deletedClaims[handle] != nil }
     guard let claim = view.claim, view.persistentVolumes.isEmpty else { return view }
@@ -138,6 +140,9 @@ extension VolumeReconciler {
     case .setUploadPhase(let claim, let phase, let message):
       try await cluster.annotate(
         claim, [StorageNames.uploadPhase: phase.rawValue, StorageNames.uploadMessage: message], unchanged: true)
+    case .release(let hold):
+      try await cluster.release(hold)
+      logger.notice("released from an upload that is no more", metadata: ["volume": "\(handle)"])
     case .addFinalizer(let volume):
       try await cluster.addFinalizer(volume)
     case .restore(let volume):

@@ -119,6 +119,17 @@ package struct PersistentVolumeView: Sendable, Hashable {
   }
 }
 
+/// An attachment that is no server's: an upload has it, so that no server gets the volume meanwhile.
+package struct UploadHold: Sendable, Hashable {
+  package var name: String
+  package var uid: String
+
+  package init(name: String, uid: String) {
+    self.name = name
+    self.uid = uid
+  }
+}
+
 /// Everything that is known about one volume.
 package struct VolumeView: Sendable, Hashable {
   /// The claim to be cloned, with what the pool has of it.
@@ -143,6 +154,8 @@ package struct VolumeView: Sendable, Hashable {
   package var file: Volume?
   /// The servers it is attached to, by the names of the attachments.
   package var attachments: [String] = []
+  /// What keeps servers away for an upload.
+  package var uploadHold: UploadHold?
   package var isUploading = false
   /// Looked up for claims that want to be a clone of exactly one other.
   package var source: Source?

@@ -46,6 +46,24 @@ import TestSupport
     #expect(!IPMIOutput.isStateRefusal(prefix + "Insufficient privilege level\n"))
   }
 
+  @Test(arguments: [
+    ("Set Chassis Power Control to Up/On failed: Node busy\n", BMCError.Code.busy),
+    ("Get Device ID command failed: 0xc0 Node busy\n", .busy),
+    ("Set Chassis Power Control to Down/Off failed: BMC initialization in progress\n", .busy),
+    ("Get Chassis Power Status failed: Timeout\n", .timeout),
+    ("Get Device ID command failed: 0xc3 Timeout\n", .timeout),
+    ("Set Chassis Power Control to Up/On failed: Insufficient privilege level\n", .rejected),
+    ("Set Chassis Power Control to Down/Off failed: Command not supported in present state\n", .rejected),
+    ("Set Chassis Power Control to Up/On failed: Unknown (0x80)\n", .rejected),
+    ("Session Timeout\nSet Chassis Power Control to Up/On failed: Invalid command\n", .rejected),
+  ])
+  func aBusyBMCIsAskedAgainAndARefusalIsNot(_ errors: String, code: BMCError.Code) {
+    let error = IPMIOutput.refusal("Loading IANA PEN Registry...\n" + errors, operation: "on of b")
+    #expect(error.code == code)
+    #expect(error.isTransient == (code != .rejected))
+    #expect(error.isStateRefusal == errors.contains("present state"))
+  }
+
   @Test func readsInventory() {
     var inventory = HardwareInventory()
     IPMIOutput.addController("Firmware Revision         : 9.08\nManufacturer Name         : ACME\n", to: &inventory)
@@ -65,7 +83,7 @@ import TestSupport
       IPMIOutput.addFRU("x:" + text, to: &inventory)
       _ = IPMIOutput.power("Chassis Power is " + text)
       _ = IPMIOutput.sessionFailure("indicates an error :" + text)
-      _ = IPMIOutput.reason(text)
+      _ = IPMIOutput.refusal(text, operation: "x")
     }
   }
 }

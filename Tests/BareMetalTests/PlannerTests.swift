@@ -44,6 +44,11 @@ struct PlannerTests {
     return PersistentVolumeClaim(metadata: metadata, spec: .init(volumeName: "pvc-c"), status: .init(phase: "Bound"))
   }
 
+  func persistentVolume(driver: String = Names.storageDriver, handle: String = "pvc-c") -> PersistentVolume {
+    PersistentVolume(
+      metadata: ObjectMeta(name: "pvc-c"), spec: .init(csi: .init(driver: driver, volumeHandle: handle)))
+  }
+
   func attachment(attached: Bool = true, uid: String = "u") -> VolumeAttachment {
     var metadata = ObjectMeta(name: "ycloud-pvc-c", uid: "a")
     metadata.labels = [Names.hostLabel: "h"]
@@ -70,6 +75,7 @@ struct PlannerTests {
 
   func view(_ machine: BareMetalMachine, _ change: (inout MachineView) -> Void = { _ in }) -> MachineView {
     var view = MachineView(machine: machine, now: now)
+    view.persistentVolumes = ["pvc-c": persistentVolume()]
     change(&view)
     return view
   }
@@ -310,14 +316,21 @@ struct PlannerTests {
     #expect(plan(view).steps == [])
     #expect(plan(view).status.message?.contains("bm-handler of h") == true)
     view.attachments = []
+    let withdrawn = BootData.withdrawn(machine: deleted.key, machineUID: "u")
     #expect(
       Set(plan(view).steps) == [
-        .deleteBootData(host: "h", uid: "s"), .deleteClaim(ObjectKey(namespace: "n", name: "m-root"), uid: "c"),
+        .writeBootData(host: "h", withdrawn), .deleteClaim(ObjectKey(namespace: "n", name: "m-root"), uid: "c"),
       ])
-    view.bootData = [:]
     view.claims = [:]
+    view.bootData = [:]
+    #expect(plan(view).steps == [.writeBootData(host: "h", withdrawn)], "that it is not there is told to nobody")
+    var secret = withdrawn.secret(host: "h")
+    secret.metadata.uid = "s"
+    view.bootData = ["h": secret]
     #expect(plan(view).steps == [], "the handler has not removed the seed disk yet")
     view.hosts[0].status?.dpu?.boot = nil
+    #expect(plan(view).steps == [.deleteBootData(host: "h", uid: "s")])
+    view.bootData = [:]
     #expect(plan(view).steps == [.releaseHost("h")])
     view.hosts[0].status?.claim = nil
     #expect(plan(view).steps == [.removeFinalizer])

@@ -268,6 +268,55 @@ struct HandlerTests {
     }
   }
 
+  @Test("A volume is the file of its handle, and no handle leads out of the pool")
+  func handles() {
+    var view = HandlerView(host: host(), volumesDirectory: "/p")
+    var attachment = attachment(volume: "by-hand")
+    attachment.metadata.annotations?[Names.volumeHandleAnnotation] = "pvc-7"
+    view.attachments = [attachment]
+    #expect(
+      HandlerPlan.steps(view) == [
+        .createVolume(name: "by-hand", file: "/p/pvc-7.img", readOnly: false),
+        .plug(function: "blk-01-by-hand", volume: "by-hand", readOnly: false),
+      ])
+    for handle in ["../other/pvc-7", "/etc/shadow", "..", "a/b", "", "-rf"] {
+      attachment.metadata.annotations?[Names.volumeHandleAnnotation] = handle
+      view.attachments = [attachment]
+      #expect(HandlerPlan.steps(view) == [], "\(handle)")
+      #expect(HandlerPlan.objection(to: attachment, host: view.host)?.contains("handle") == true, "\(handle)")
+    }
+  }
+
+  @Test("Boot data that is missing or damaged takes nothing from a machine that runs; withdrawn boot data does")
+  func absentBootData() {
+    var view = HandlerView(host: host(), volumesDirectory: "/p")
+    view.seedDirectory = "/s"
+    view.host?.status?.dpu = .init()
+    view.host?.status?.dpu?.boot = "u/3"
+    view.volumes = [
+      BlockVolume(name: "blk-99-seed", file: "/s/seed-1.img", blockSize: 512, blockCount: 8, readOnly: true)
+    ]
+    view.functions = [BlockFunction(name: "blk-99-seed", volume: "blk-99-seed", readOnly: true)]
+    view.interfaces = [PluggedInterface(index: 0, name: "eth0", mac: "02:00:00:00:00:01", tap: "t0")]
+    let removal: [HandlerStep] = [
+      .unplug(function: "blk-99-seed"), .deleteVolume("blk-99-seed"), .unplugInterface(view.interfaces[0]),
+    ]
+    #expect(HandlerPlan.steps(view) == [])
+    #expect(HandlerPlan.bootInEffect(view) == "u/3")
+    let key = ObjectKey(namespace: "n", name: "m")
+    view.bootData = BootData.withdrawn(machine: key, machineUID: "other")
+    #expect(HandlerPlan.steps(view) == [], "another machine's word")
+    view.bootData = BootData.withdrawn(machine: key, machineUID: "u")
+    #expect(HandlerPlan.steps(view) == removal)
+    #expect(HandlerPlan.bootInEffect(view) == nil)
+    view.bootData = nil
+    view.host?.status?.dpu?.boot = "before/1"
+    #expect(HandlerPlan.steps(view) == removal, "left by another machine")
+    view.host?.status?.dpu?.boot = "u/3"
+    view.host?.status?.claim = nil
+    #expect(HandlerPlan.steps(view) == removal, "nobody holds the host")
+  }
+
   @Test("Boot data of a machine that does not hold the host is ignored")
   func foreignBootData() {
     let data = BootData(

@@ -53,6 +53,8 @@ final class PaperBMC: BMC {
 struct PowerServiceTests {
   /// What the service told others.
   final class Log: Sendable {
+    let secretNamespace = Mutex(Names.systemNamespace)
+    let secretsRead = Mutex(0)
     let changed = Mutex<[String]>([])
     let woken = Mutex<[String]>([])
     let secretError = Mutex<KubernetesError?>(nil)
@@ -72,9 +74,14 @@ struct PowerServiceTests {
         guard !log.hostIsGone.withLock({ $0 }) else { return nil }
         return BareMetalHost(
           metadata: ObjectMeta(name: name),
-          spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d")))
+          spec: .init(
+            bmc: .init(
+              address: "ipmi://b",
+              credentialsSecretRef: .init(name: "s", namespace: log.secretNamespace.withLock { $0 })),
+            dpu: .init(node: "d")))
       },
       readSecret: { _, _ in
+        log.secretsRead.withLock { $0 += 1 }
         if let error = log.secretError.withLock({ $0 }) { throw error }
         return Secret(
           metadata: ObjectMeta(name: "s"), type: nil,
@@ -159,6 +166,34 @@ struct PowerServiceTests {
     for _ in 0..<3 { await #expect(throws: KubernetesError.self) { try await service.attend(to: "h") } }
     #expect(service.view("h") == PowerView(power: .on))
     #expect(log.changes == changes)
+  }
+
+  @Test("The account of a BMC is read from the system's namespace only, and what to do is told")
+  func foreignSecret() async throws {
+    log.secretNamespace.withLock { $0 = "tenant" }
+    let service = service()
+    service.want("h", .on)
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(log.secretsRead.withLock { $0 } == 0)
+    #expect(bmc.commands == [])
+    var view = HostView(
+      host: BareMetalHost(
+        metadata: ObjectMeta(name: "h"),
+        spec: .init(
+          bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "s", namespace: "tenant")),
+          dpu: .init(node: "d"))), now: .now())
+    view.power = service.view("h")
+    view.bmcAnswered = true
+    let status = plan(view).status
+    let condition = status.conditions?.condition("BMCReachable")
+    #expect(condition?.reason == "CredentialsNotAllowed")
+    for word in ["tenant/s", "ycloud-system", "make the secret there"] {
+      #expect(condition?.message.contains(word) == true, "\(condition?.message ?? "")")
+    }
+    #expect(hostEvents(from: nil, to: status).contains { $0.reason == "CredentialsNotAllowed" })
+    log.secretNamespace.withLock { $0 = Names.systemNamespace }
+    _ = try await service.attend(to: "h")
+    #expect(log.secretsRead.withLock { $0 } == 1)
   }
 
   @Test("A secret that is not there is a problem that is told")

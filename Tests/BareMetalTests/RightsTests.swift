@@ -8,6 +8,7 @@ import Yams
 struct RightsTests {
   struct Rule {
     var kind: String
+    var role: String
     var resource: String
     var verbs: Set<String>
     var names: [String]
@@ -23,11 +24,12 @@ struct RightsTests {
       guard let object = document as? [String: Any], let kind = object["kind"] as? String,
         kind == "Role" || kind == "ClusterRole"
       else { continue }
+      let role = (object["metadata"] as? [String: Any])?["name"] as? String ?? ""
       for rule in object["rules"] as? [[String: Any]] ?? [] {
         for resource in rule["resources"] as? [String] ?? [] {
           rules.append(
             Rule(
-              kind: kind, resource: resource, verbs: Set(rule["verbs"] as? [String] ?? []),
+              kind: kind, role: role, resource: resource, verbs: Set(rule["verbs"] as? [String] ?? []),
               names: rule["resourceNames"] as? [String] ?? []))
         }
       }
@@ -39,6 +41,21 @@ struct RightsTests {
   func leases() throws {
     let rules = try Self.rules("rbac/bm-controller.yaml")
     #expect(rules.contains { $0.resource == "leases" && $0.verbs.contains("list") && $0.names.isEmpty })
+  }
+
+  @Test("bm-controller reads secrets outside of its namespace by a role of its own, which can be bound to few")
+  func secrets() throws {
+    let rules = try Self.rules("rbac/bm-controller.yaml").filter { $0.resource == "secrets" }
+    #expect(Set(rules.map(\.role)) == ["ycloud:user-data-reader", "bm-controller"])
+    for rule in rules where rule.kind == "ClusterRole" { #expect(rule.verbs == ["get"]) }
+    let volumes = try Self.rules("rbac/bm-controller.yaml").filter { $0.resource == "persistentvolumes" }
+    #expect(volumes.map(\.verbs) == [["get", "list", "watch"]])
+  }
+
+  @Test("csi-controller may take and give back the attachment that keeps servers away during an upload")
+  func uploads() throws {
+    let rules = try Self.rules("rbac/csi-controller.yaml").filter { $0.resource == "volumeattachments" }
+    #expect(rules.map(\.verbs) == [["get", "list", "watch", "create", "delete"]])
   }
 
   @Test("Whoever writes events may read them: after a restart the same event is there already and is counted up")

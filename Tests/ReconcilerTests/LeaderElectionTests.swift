@@ -54,8 +54,12 @@ import Testing
     let first = candidate("first")
     try await eventually { election.leaders.withLock { $0 } == ["first"] }
     let second = candidate("second")
-    // The leader renews well beyond the duration of its lease.
-    try await Task.sleep(for: .seconds(4))
+    // The leader renews well beyond the duration of its lease, which is 3 s.
+    try await eventually(within: .seconds(30), every: .milliseconds(100), "the lease is renewed") {
+      let lease = try await client.get(Lease.self, name: name, namespace: "default").spec
+      guard let acquired = lease?.acquireTime, let renewed = lease?.renewTime else { return false }
+      return renewed.microseconds - acquired.microseconds >= 4_000_000
+    }
     #expect(election.leaders.withLock { $0 } == ["first"])
     #expect(first.elector.isLeader)
 

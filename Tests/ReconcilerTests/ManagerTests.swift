@@ -101,7 +101,15 @@ import Testing
         + requests.value("patch", "events", "200")
     }
     let before = writes()
-    try await Task.sleep(for: .seconds(3))
+    func renewal() async throws -> MicroTimestamp? {
+      try await client.get(Lease.self, name: "copier", namespace: namespace).spec?.renewTime
+    }
+    for _ in 0..<2 {
+      let last = try await renewal()
+      try await eventually(within: .seconds(30), every: .milliseconds(100), "the lease is renewed") {
+        try await renewal() != last
+      }
+    }
     #expect(writes() == before)
 
     task.cancel()

@@ -182,6 +182,12 @@ extension SimulatedCloud {
     world.withLock { world in persistentVolumes.filter { world.cache.attached.contains($0) } }
   }
 
+  // Uploads are not simulated.
+  func uploadHold(_ handle: VolumeHandle) -> UploadHold? { nil }
+  func isCurrent(_ hold: UploadHold) async throws -> Bool { false }
+  func hold(_ handle: VolumeHandle, persistentVolume: String, for claim: ClaimKey) async throws -> UploadHold? { nil }
+  func release(_ hold: UploadHold) async throws {}
+
   func currentIdentity() async throws -> String { "simulated" }
   func currentClaim(_ key: ClaimKey) async throws -> ClaimView? {
     try call { $0.truth.claims.values.first { $0.key == key } }

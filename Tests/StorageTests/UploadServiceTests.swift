@@ -107,6 +107,83 @@ extension CSIControllerTests {
     }
   }
 
+  @Test func anImageIsSentWithoutItsHoles() async throws {
+    try await StorageCloud.with("sparse") { cloud in
+      let controller = try await cloud.startUploadController()
+      _ = try await cloud.uploadURL()
+      // Data at the beginning, in the middle, and a hole at the end.
+      let path = cloud.plane.directory.file("sparse.raw")
+      let descriptor = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+      try #require(descriptor >= 0 && ftruncate(descriptor, 64 << 20) == 0)
+      for (offset, count) in [(0, 300_000), (20 << 20, 1_500_000)] {
+        let bytes = randomContent(seed: UInt64(offset + 7), count: count)
+        try #require(pwrite(descriptor, bytes, count, off_t(offset)) == count)
+      }
+      close(descriptor)
+      let bmctl = try TestEnvironment.builtProduct("bmctl")
+      let output = try await ChildProcess.run(
+        bmctl,
+        ["image", "import", path, "--name", "sparse", "--storage-class", "delete", "--namespace", cloud.namespace],
+        environment: ["KUBECONFIG": cloud.plane.kubeconfig])
+      #expect(output.contains("imported"), "\(output), \(controller.output.suffix(2000))")
+      let claim = try await cloud.claim("sparse")
+      let volume = "\(cloud.pool.path)/volumes/\(claim.spec?.volumeName ?? "").img"
+      try await ChildProcess.run("cmp", [path, volume])
+      let message = claim.metadata.annotations?[StorageNames.uploadMessage] ?? ""
+      let received = try #require(Int(message.prefix { $0 != " " }), "\(message)")
+      #expect((1_800_000...2_500_000).contains(received), "\(received) bytes of 67108864 were sent")
+    }
+  }
+
+  @Test func noServerGetsAVolumeWhileItsContentArrives() async throws {
+    try await StorageCloud.with("hold") { cloud in
+      var controller = try await cloud.startUploadController()
+      let content = randomContent(seed: 5, count: 2_000_000)
+      let file = try cloud.writeContent(content)
+      try await cloud.makeUploadClaim("image", token: "t")
+      let name = try await cloud.waitUntilBound("image", controller)
+      let volume = "\(cloud.pool.path)/volumes/\(name).img"
+      let attachment = VolumeAttachment(
+        metadata: ObjectMeta(name: "ycloud-\(name)"),
+        spec: .init(attacher: StorageNames.driver, nodeName: "dpu-01", source: .init(persistentVolumeName: name)))
+      func attach() async throws { _ = try await cloud.client.create(attachment) }
+      func isHeld() async throws -> Bool {
+        let present = try await cloud.client.listAll(VolumeAttachment.self).items.first { $0.key == attachment.key }
+        return present?.metadata.annotations?["csi.ycloud.yusur.io/upload-into"] == "\(cloud.namespace)/image"
+      }
+
+      // The API server itself refuses a server's attachment.
+      let sender = try await cloud.startPut(file, into: "image", token: "t", bytesPerSecond: 800_000)
+      try await cloud.waitForPhase("image", .uploading)
+      #expect(try await isHeld())
+      await #expect(throws: KubernetesError.self) { try await attach() }
+
+      // Whoever removes the hold by force may attach; then the content is left as it is.
+      try await cloud.client.delete(VolumeAttachment.self, name: attachment.key.name)
+      try await attach()
+      _ = try await sender.waitForExit(within: .seconds(60))
+      #expect(sender.output.hasSuffix("409"))
+      try await cloud.waitForPhase("image", .failed)
+      #expect(readFile(volume, count: 4096) == [UInt8](repeating: 0, count: 4096))
+      #expect(cloud.pool.files("staging") == [])
+      try await cloud.client.delete(VolumeAttachment.self, name: attachment.key.name)
+
+      // The receiver dies: its successor lets go of the volume.
+      let second = try await cloud.startPut(file, into: "image", token: "t", bytesPerSecond: 100_000)
+      try await eventually("the volume is held") { try await isHeld() }
+      controller.kill()
+      second.kill()
+      #expect(try await isHeld())
+      controller = try await cloud.startUploadController()
+      try await eventually(within: .seconds(20), "the volume is let go") { try await !isHeld() }
+
+      #expect(try await cloud.put(file, into: "image", token: "t") == 200)
+      #expect(try await !isHeld())
+      #expect(readFile(volume, count: content.count) == content)
+      try await attach()
+    }
+  }
+
   @Test func aClaimDeletedDuringItsUploadLeavesNothing() async throws {
     try await StorageCloud.with("gone") { cloud in
       let controller = try await cloud.startUploadController()
@@ -140,7 +217,7 @@ extension StorageCloud {
     return child
   }
 
-  private func uploadURL() async throws -> String {
+  func uploadURL() async throws -> String {
     try await eventualValue(within: .seconds(20), "the address for uploads is published") {
       let map = try await self.client.get(ConfigMap.self, name: "upload", namespace: "ycloud-system")
       guard map.data?["ca.crt"]?.contains("BEGIN CERTIFICATE") == true else { return nil }

@@ -1,3 +1,4 @@
+import IaaS
 import Storage
 import Testing
 
@@ -212,6 +213,19 @@ import Testing
     #expect(plan(view) == [])
     view.claimWasDeleted = true
     #expect(plan(view) == [.discardUnclaimed])
+  }
+
+  @Test func thePhasesOfUploadsAreWhatOthersReadThemAs() {
+    #expect(UploadPhase.succeeded.rawValue == Names.uploadSucceeded)
+  }
+
+  @Test func whatADeadUploadHeldIsLetGo() {
+    var view = VolumeView(handle: handle("pvc-1"))
+    let hold = UploadHold(name: "ycloud-pvc-1", uid: "a")
+    view.uploadHold = hold
+    #expect(plan(view) == [.release(hold)], "also where nothing else is left of the volume")
+    view.isUploading = true
+    #expect(plan(view) == [])
   }
 
   @Test func uploadsBeginPendingAndAreRepeatedAfterAnInterruption() {

@@ -112,6 +112,63 @@ struct ProcessTests {
     child.kill()
   }
 
+  @Test("A console session that is idle waits without a time limit, for the console, the keyboard and signals alike")
+  func idle() async throws {
+    let folder = try TemporaryDirectory()
+    let console = try FakeConsole(path: folder.file("c"))
+    try #require(mkfifo(folder.file("fifo"), 0o600) == 0)
+    // Both ends, so that the keyboard never ends.
+    let keyboard = open(folder.file("fifo"), O_RDWR | O_CLOEXEC)
+    try #require(keyboard >= 0)
+    defer { close(keyboard) }
+    let child = try bmctl("exec bmctl console --address unix:\(console.path) < \(folder.file("fifo"))")
+    let connection = try console.accept()
+    defer { close(connection) }
+    console.send(connection, "before ")
+    try await eventually { child.output.contains("before") }
+    // What the kernel says of the thread: poll(2), with -1 as its time.
+    try await eventually(within: .seconds(10), "one thread polls without a time limit") {
+      try threadsOf(child.pid).contains { waitsForEver($0) }
+    }
+    // Nothing wakes it up: idle hours are like this second.
+    func wakeUps() throws -> [String] {
+      try threadsOf(child.pid).filter(waitsForEver).map { thread in
+        let status = try #require(contentsOfFile("\(thread)/status"))
+        return String(status.split(separator: "\n").first { $0.hasPrefix("voluntary_ctxt_switches") } ?? "")
+      }
+    }
+    let before = try wakeUps()
+    try await Task.sleep(for: .seconds(1))
+    #expect(try wakeUps() == before && before.count == 1)
+    console.send(connection, "after")
+    try await eventually { child.output.contains("after") }
+    child.kill()
+  }
+
+  private func threadsOf(_ pid: Int32) throws -> [String] {
+    let directory = try #require(opendir("/proc/\(pid)/task"))
+    defer { closedir(directory) }
+    var threads: [String] = []
+    while let entry = readdir(directory) {
+      let name = withUnsafePointer(to: &entry.pointee.d_name) { pointer in
+        String(cString: UnsafeRawPointer(pointer).assumingMemoryBound(to: CChar.self))
+      }
+      if Int32(name) != nil { threads.append("/proc/\(pid)/task/\(name)") }
+    }
+    return threads
+  }
+
+  private func waitsForEver(_ thread: String) -> Bool {
+    let words = (contentsOfFile("\(thread)/syscall") ?? "").split(separator: " ")
+    guard words.count > 3, let number = Int(words[0]) else { return false }
+    // poll's third argument is its time limit; that of ppoll, which other processors have instead, points to one.
+    #if arch(x86_64)
+      return number == 7 && words[3].hasSuffix("ffffffff")
+    #else
+      return number == 73 && words[3] == "0x0"
+    #endif
+  }
+
   @Test("Wrong command lines, missing clusters and refused images have their exit codes")
   func exitCodes() async throws {
     let folder = try TemporaryDirectory()

@@ -79,9 +79,7 @@ final class IPMIClient: BMC {
   private func succeed(_ arguments: [String], operation: String) async throws -> String {
     let answer = try await run(arguments, operation: operation)
     guard answer.isSuccess else {
-      throw BMCError(
-        .rejected, operation: operation, message: "the BMC refused it: \(IPMIOutput.reason(answer.errors))",
-        isStateRefusal: IPMIOutput.isStateRefusal(answer.errors))
+      throw IPMIOutput.refusal(answer.errors, operation: operation)
     }
     return answer.output
   }

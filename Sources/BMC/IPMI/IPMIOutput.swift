@@ -62,6 +62,29 @@ package enum IPMIOutput {
     return lines.last.map { String($0.prefix(200)) } ?? "no reason given"
   }
 
+  /// Completion codes after which the same command may be taken a moment later, as ipmitool writes them (IPMI 2.0, table
+  /// 5-2: C0h, D0h, D1h, D2h).
+  private static let busyCodes = [
+    "Node busy", "SDR Repository in update mode", "Device firmeware in update mode",
+    "Device firmware in update mode", "BMC initialization in progress",
+  ]
+  /// C3h: what is behind the BMC did not answer in time; whether the command came through is not known.
+  private static let timeoutCode = "Timeout"
+
+  /// What a command that failed within its session means.
+  package static func refusal(_ errors: String, operation: String) -> BMCError {
+    let reason = reason(errors)
+    if busyCodes.contains(where: { reason.ends(withCode: $0) }) {
+      return BMCError(.busy, operation: operation, message: "the BMC is busy: \(reason)")
+    }
+    if reason.ends(withCode: timeoutCode) {
+      return BMCError(.timeout, operation: operation, message: "the BMC had no answer in time: \(reason)")
+    }
+    return BMCError(
+      .rejected, operation: operation, message: "the BMC refused it: \(reason)",
+      isStateRefusal: isStateRefusal(errors))
+  }
+
   /// Whether a command was refused because of the state that the server is in (completion code D5h).
   package static func isStateRefusal(_ errors: String) -> Bool { errors.contains("not supported in present state") }
 
@@ -94,5 +117,14 @@ package enum IPMIOutput {
     var text = text
     while let last = text.last, last == " " || last == "\r" || last == "\t" { text.removeLast() }
     return String(text.drop { $0 == " " || $0 == "\t" })
+  }
+}
+
+extension String {
+  /// Whether this is a line of ipmitool that ends with the name of a completion code: `Set ... failed: Node busy`,
+  /// `... failed: 0xc0 Node busy`.
+  fileprivate func ends(withCode name: String) -> Bool {
+    let line = self.last == " " || self.last == "\r" ? String(self.dropLast()) : self
+    return line.hasSuffix(": \(name)") || (line.contains(": 0x") && line.hasSuffix(" \(name)"))
   }
 }

@@ -65,6 +65,7 @@ public struct BMController: Sendable {
     manager.add(caches.machines)
     manager.add(caches.hosts)
     manager.add(caches.claims)
+    manager.add(caches.persistentVolumes)
     manager.add(caches.attachments)
     manager.add(caches.bootData)
     let recorder = EventRecorder(client: client, component: "bm-controller", logger: logger, registry: registry)
@@ -149,7 +150,12 @@ public struct BMController: Sendable {
     caches.claims.feed(machines) { claim in
       caches.machines.byIndex(ControllerCaches.Index.claim, claim.key.description).map(\.key)
     }
-    caches.attachments.feed(machines) { attachment in attachment.machineKey.map { [$0] } ?? [] }
+    caches.persistentVolumes.feed(machines) { volume in caches.machines(using: volume) }
+    caches.attachments.feed(machines) { attachment in
+      // Whoever waits for the volume is told as well that it is free.
+      let waiting = caches.persistentVolumes.get(name: attachment.volume).map { caches.machines(using: $0) } ?? []
+      return Array(Set(waiting + (attachment.machineKey.map { [$0] } ?? [])))
+    }
     caches.attachments.feed(hosts) { attachment in attachment.host.map { [ObjectKey(name: $0)] } ?? [] }
     caches.bootData.feed(machines) { secret in
       let parts = (secret.metadata.annotations?[Names.machineAnnotation] ?? "").split(separator: "/", maxSplits: 1)
@@ -175,6 +181,12 @@ public struct BMController: Sendable {
 }
 
 extension ControllerCaches {
+  /// The machines whose specs name the claim that a volume is bound to.
+  func machines(using volume: PersistentVolume) -> [ObjectKey] {
+    guard let claim = volume.spec?.claimRef, let name = claim.name else { return [] }
+    return machines.byIndex(Index.claim, ObjectKey(namespace: claim.namespace, name: name).description).map(\.key)
+  }
+
   /// The machines that have to do with a host: its holder, and those that believe to be on it.
   func machines(on host: String) -> [ObjectKey] {
     var keys = Set(machines.byIndex(Index.host, host).map(\.key))

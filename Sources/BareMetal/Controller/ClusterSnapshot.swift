@@ -12,6 +12,7 @@ package protocol ClusterSnapshot: Sendable {
   func claim(_ key: ObjectKey) -> PersistentVolumeClaim?
   /// Claims that carry the machine's UID as a label.
   func claims(ofMachine uid: String) -> [PersistentVolumeClaim]
+  func persistentVolume(_ name: String) -> PersistentVolume?
   func attachment(_ name: String) -> VolumeAttachment?
   func attachments(ofMachine uid: String) -> [VolumeAttachment]
   func attachments(onHost host: String) -> [VolumeAttachment]
@@ -28,6 +29,7 @@ extension ControllerCaches: ClusterSnapshot {
   package func hosts(heldBy uid: String) -> [BareMetalHost] { hosts.byIndex(Index.machineUID, uid) }
   package func claim(_ key: ObjectKey) -> PersistentVolumeClaim? { claims.get(key) }
   package func claims(ofMachine uid: String) -> [PersistentVolumeClaim] { claims.byIndex(Index.machineUID, uid) }
+  package func persistentVolume(_ name: String) -> PersistentVolume? { persistentVolumes.get(name: name) }
   package func attachment(_ name: String) -> VolumeAttachment? { attachments.get(name: name) }
   package func attachments(ofMachine uid: String) -> [VolumeAttachment] { attachments.byIndex(Index.machineUID, uid) }
   package func attachments(onHost host: String) -> [VolumeAttachment] { attachments.byIndex(Index.host, host) }
@@ -60,9 +62,13 @@ extension MachineView {
     }
     attachments = snapshot.attachments(ofMachine: uid)
     for claim in claims.values {
-      guard let volume = claim.spec?.volumeName,
-        let attachment = snapshot.attachment(Names.attachment(volume: volume)), attachment.machineUID != uid
-      else { continue }
+      guard let volume = claim.spec?.volumeName else { continue }
+      let persistentVolume = snapshot.persistentVolume(volume)
+      persistentVolumes[volume] = persistentVolume
+      let handle = persistentVolume?.spec?.csi?.volumeHandle ?? volume
+      guard let attachment = snapshot.attachment(Names.attachment(volume: handle)), attachment.machineUID != uid else {
+        continue
+      }
       foreignAttachments[volume] = attachment
     }
     for address in machine.spec.askedAddresses {

@@ -8,6 +8,7 @@ package struct ControllerCaches: Sendable {
   package let machines: ObjectCache<BareMetalMachine>
   package let hosts: ObjectCache<BareMetalHost>
   package let claims: ObjectCache<PersistentVolumeClaim>
+  package let persistentVolumes: ObjectCache<PersistentVolume>
   package let attachments: ObjectCache<VolumeAttachment>
   package let bootData: ObjectCache<Secret>
 
@@ -45,6 +46,7 @@ package struct ControllerCaches: Sendable {
       client: client,
       indexers: [Index.machineUID: { $0.metadata.labels?[Names.machineUIDLabel].map { [$0] } ?? [] }], logger: logger,
       registry: registry)
+    persistentVolumes = ObjectCache(client: client, logger: logger, registry: registry)
     attachments = ObjectCache(
       client: client,
       indexers: [

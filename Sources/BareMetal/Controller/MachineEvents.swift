@@ -40,11 +40,18 @@ package func machineEvents(
     if before?.status == .false, before?.reason == condition.reason { continue }
     events.append(PlannedEvent(type: .warning, reason: condition.reason, message: condition.message))
   }
+  // The one condition that is trouble while it is true.
+  if let change = new.conditions?.condition(BareMetalMachine.ConditionType.restartNeeded), change.status == .true {
+    let before = old?.conditions?.condition(change.type)
+    if before?.message != change.message {
+      events.append(PlannedEvent(type: .normal, reason: change.type, message: change.message))
+    }
+  }
   return events
 }
 
 /// Reasons of conditions that are false because something is on its way, as it should be.
 private let harmless: Set<String> = [
   "Waiting", "Claiming", "NotNeeded", "Attaching", "Preparing", "PoweringOn", "Off", "Stopping", "Stopped", "Deleting",
-  "Pending", "Provisioning", "Starting", "Unclear", "Reclaiming",
+  "Pending", "Provisioning", "Starting", "Unclear", "Reclaiming", "UploadPending", "UploadRunning",
 ]

@@ -101,12 +101,12 @@ package struct MachineReconciler: Reconcile {
     metrics?.observe(from: machine.status, to: status)
   }
 
-  /// What there is, from the caches; only a secret with user data is read from the API server, and only before a boot.
+  /// What there is, from the caches; only a secret with user data is read from the API server, where it is needed.
   private func view(of machine: BareMetalMachine) async throws -> MachineView {
-    let isNeeded = !machine.metadata.isBeingDeleted && machine.status?.bootedAt == nil
-    return MachineView(
-      of: machine, in: caches, power: power, userData: isNeeded ? try await userData(of: machine) : .text(""),
-      shutdownGrace: shutdownGrace, now: .now())
+    var view = MachineView(
+      of: machine, in: caches, power: power, userData: .notRead, shutdownGrace: shutdownGrace, now: .now())
+    if needsUserData(view) { view.userData = try await userData(of: machine) }
+    return view
   }
 
   private func userData(of machine: BareMetalMachine) async throws -> UserData {
@@ -121,6 +121,11 @@ package struct MachineReconciler: Reconcile {
     } catch let error as KubernetesError where error.code == .notFound {
       return .problem(
         reason: "UserDataNotFound", message: "\(field).name: there is no secret \(name); make it or name another")
+    } catch let error as KubernetesError where error.code == .forbidden {
+      return .problem(
+        reason: "UserDataForbidden",
+        message: "\(field).name: bm-controller may not read secrets in the namespace of \(name); bind the ClusterRole "
+          + "ycloud:user-data-reader to it there")
     }
     guard secret.data?[reference.key] != nil else {
       return .problem(

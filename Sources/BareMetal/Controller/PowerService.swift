@@ -300,6 +300,9 @@ package final class PowerService: Reconcile {
     let name = "\(reference.namespace)/\(reference.name)"
     let key = host.metadata.name ?? ""
     let operation = "talk to the BMC of \(key)"
+    if let problem = credentialsProblem(host) {
+      throw BareMetalError(.invalid, operation: operation, message: problem)
+    }
     let secret: Secret
     do {
       secret = try await readSecret(reference.name, reference.namespace)

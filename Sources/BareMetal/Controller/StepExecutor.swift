@@ -132,7 +132,10 @@ package struct StepExecutor: Sendable {
     guard let present = try await cluster.bootData(host: host) else {
       return try await tolerating(.alreadyExists) { try await cluster.create(bootData: secret) }
     }
-    if let same = try? BootData(present), same == data { return }
+    let before = try? BootData(present)
+    if before == data { return }
+    // By now another machine's: that is not this one's to withdraw.
+    if data.isWithdrawn, let before, before.machineUID != data.machineUID { return }
     try await tolerating(.conflict, .notFound) { try await cluster.replace(bootData: secret, present: present) }
   }
 }

@@ -54,7 +54,9 @@ package struct HandlerReconciler: Reconcile {
       try await report(view, version: nil, failures: failures)
       return .requeue(after: memory.pace.withLock { $0.next(.unavailable) })
     }
-    if HandlerPlan.isBootReady(view) || view.bootData == nil { try seeds.removeOthers(than: view.seedFile) }
+    if HandlerPlan.isBootReady(view) || HandlerPlan.bootWish(view.bootData, host: view.host) == .remove {
+      try seeds.removeOthers(than: view.seedFile)
+    }
 
     try await reportAttachments(view, failures: failures)
     try await report(view, version: version, failures: failures)
@@ -152,14 +154,18 @@ package struct HandlerReconciler: Reconcile {
       guest.follow(boot: nil, isOn: false, interfaces: [], known: (nil, []))
       return
     }
-    let data = HandlerPlan.effectiveBootData(view.bootData, host: host)
-    let isReady = data != nil && version != nil && HandlerPlan.isBootReady(view)
-    let boot = isReady ? data?.boot : nil
     let old = host.status?.dpu
     // While the data plane does not answer, the guest may well go on.
-    let followed = boot ?? (version == nil ? old?.boot : nil)
+    let followed = version == nil ? old?.boot : HandlerPlan.bootInEffect(view)
+    var interfaces: [GuestInterface] = []
+    switch HandlerPlan.bootWish(view.bootData, host: host) {
+    case .show(let data): interfaces = data.interfaces
+    case .keep:
+      interfaces = old?.interfaces?.map { GuestInterface(name: $0.name, mac: $0.mac, address: $0.address) } ?? []
+    case .remove: break
+    }
     guest.follow(
-      boot: followed, isOn: host.status?.power != .off, interfaces: data?.interfaces ?? [],
+      boot: followed, isOn: host.status?.power != .off, interfaces: interfaces,
       known: (old?.boot, old?.interfaces ?? []))
 
     var new = BareMetalHost.DPUStatus()

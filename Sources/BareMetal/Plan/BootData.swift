@@ -57,6 +57,15 @@ package struct BootData: Sendable, Hashable {
     self.interfaces = interfaces
   }
 
+  /// The boot data that says that the machine wants nothing any more: seed disk and interfaces are to go. Without it
+  /// they stay, because a secret that is not there may have been removed by mistake.
+  package static func withdrawn(machine: ObjectKey, machineUID: String) -> BootData {
+    BootData(
+      machine: machine, machineUID: machineUID, boot: "", userData: "", metaData: "", networkConfig: "", interfaces: [])
+  }
+
+  package var isWithdrawn: Bool { boot.isEmpty }
+
   /// The boot's token: the machine's UID and the number of its boot.
   package static func token(machineUID: String, boot: Int64) -> String { "\(machineUID)/\(boot)" }
 

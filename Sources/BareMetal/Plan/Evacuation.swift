@@ -1,7 +1,7 @@
 package import IaaS
 package import Kubernetes
 
-/// How a host is taken from a machine: power off, detach, remove the boot data, release, in this order.
+/// How a host is taken from a machine: power off, detach, withdraw the boot data, remove it, release, in this order.
 package struct Evacuation: Sendable, Hashable {
   package var steps: [MachineStep]
   /// Nil when nothing is left; else what it waits for and what to do about it.
@@ -12,9 +12,9 @@ package struct Evacuation: Sendable, Hashable {
 
 /// The next steps to take `host` from the machine with `uid`.
 ///
-/// The attachments go only after the server was read as off several times in a row. Where the host is held by somebody
-/// else or is no more, its power is none of this machine's business: there bm-handler's word that the function is gone
-/// is what counts, without which an attachment does not go away.
+/// The attachments, and what the boot data asks for, go only after the server was read as off several times in a row.
+/// Where the host is held by somebody else or is no more, its power is none of this machine's business: there
+/// bm-handler's word that the function is gone is what counts, without which an attachment does not go away.
 /// - Parameters:
 ///   - host: nil where the host object is gone.
 ///   - attachments: Those of the machine on this host.
@@ -30,9 +30,12 @@ package func evacuate(
 
   // Whether the DPU shows it already is not certain before it is reported, so every one of them counts.
   let inUse = attachments.contains { !$0.metadata.isBeingDeleted }
-  if held, inUse, power?.fencedOff != true {
+  let isBooted = host?.status?.dpu?.boot?.hasPrefix("\(uid)/") == true
+  if held, inUse || isBooted, power?.fencedOff != true {
     if result.steps.isEmpty { result.steps.append(.power(host: hostName, .off(grace: grace))) }
-    result.waitsFor = offMessage(hostName, power, consequence: "its volumes stay attached until then")
+    result.waitsFor = offMessage(
+      hostName, power,
+      consequence: inUse ? "its volumes stay attached until then" : "its network stays in place until then")
     return result
   }
   for attachment in attachments where !attachment.metadata.isBeingDeleted {
@@ -47,6 +50,17 @@ package func evacuate(
       + "volumeattachment \(attachment.metadata.name ?? "")"
     return result
   }
+  if held, isBooted, let claim = host?.status?.claim {
+    // That the secret is missing says nothing: bm-handler acts on what it reads.
+    let withdrawn = BootData.withdrawn(
+      machine: ObjectKey(namespace: claim.namespace, name: claim.name), machineUID: uid)
+    if bootData.flatMap({ try? BootData($0) }) != withdrawn {
+      result.steps.append(.writeBootData(host: hostName, withdrawn))
+    }
+    result.waitsFor =
+      "waits for bm-handler of \(hostName) to remove the seed disk and the network interfaces; is it running?"
+    return result
+  }
   if let bootData, bootData.metadata.annotations?[Names.machineUIDAnnotation] == uid,
     let secretUID = bootData.metadata.uid
   {
@@ -54,12 +68,7 @@ package func evacuate(
     result.waitsFor = "removes the boot data of \(hostName)"
     return result
   }
-  guard held, let host else { return result }
-  if host.status?.dpu?.boot?.hasPrefix("\(uid)/") == true {
-    result.waitsFor =
-      "waits for bm-handler of \(hostName) to remove the seed disk and the network interfaces; is it running?"
-    return result
-  }
+  guard held else { return result }
   // Nobody gets a server that is still running for somebody else.
   guard power?.fencedOff == true else {
     if result.steps.isEmpty { result.steps.append(.power(host: hostName, .off(grace: .zero))) }

@@ -91,16 +91,44 @@ package enum HandlerPlan {
       return "the machine that it is for does not hold the host"
     }
     guard isPlainVolume(attachment.volume) else { return "the volume's name '\(attachment.volume)' cannot be a file's" }
+    guard isPlainVolume(attachment.volumeHandle) else {
+      return "the volume's handle '\(attachment.volumeHandle.prefix(140))' cannot be a file's name"
+    }
     guard let order = attachment.bootOrder, (0...98).contains(order) else {
       return "the annotation \(Names.bootOrderAnnotation) is missing or not from 0 to 98"
     }
     return nil
   }
 
+  /// What is to become of the seed disk and the interfaces.
+  package enum BootWish: Sendable, Hashable {
+    case show(BootData)
+    /// What is there stays: nothing tells what is wanted.
+    case keep
+    case remove
+  }
+
+  /// What is wanted of the seed disk and the interfaces. Boot data counts only for the machine that holds the host; while
+  /// that has a boot in effect, boot data that is absent or cannot be read is no wish to end it.
+  package static func bootWish(_ bootData: BootData?, host: BareMetalHost?) -> BootWish {
+    guard let host else { return .keep }
+    guard let claim = host.status?.claim else { return .remove }
+    if let bootData, bootData.machineUID == claim.uid { return bootData.isWithdrawn ? .remove : .show(bootData) }
+    return host.status?.dpu?.boot?.hasPrefix("\(claim.uid)/") == true ? .keep : .remove
+  }
+
   /// Boot data counts only for the machine that holds the host.
   package static func effectiveBootData(_ bootData: BootData?, host: BareMetalHost?) -> BootData? {
-    guard let bootData, let claim = host?.status?.claim, claim.uid == bootData.machineUID else { return nil }
-    return bootData
+    if case .show(let data) = bootWish(bootData, host: host) { data } else { nil }
+  }
+
+  /// The boot whose seed disk and interfaces are in place, as it is to be reported.
+  package static func bootInEffect(_ view: HandlerView) -> String? {
+    switch bootWish(view.bootData, host: view.host) {
+    case .show(let data): isBootReady(view) ? data.boot : nil
+    case .keep: view.host?.status?.dpu?.boot
+    case .remove: nil
+    }
   }
 
   /// Whether a function has a name as the handler gives them: `blk-<two digits>-<volume>`. Others in the data plane are
@@ -160,17 +188,16 @@ package enum HandlerPlan {
       }
       want(
         function: Names.blockFunction(bootOrder: order, volume: volume), volume: volume,
-        file: "\(view.volumesDirectory)/\(volume).img", readOnly: attachment.isReadOnly)
+        file: "\(view.volumesDirectory)/\(attachment.volumeHandle).img", readOnly: attachment.isReadOnly)
     }
 
     let bootData = effectiveBootData(view.bootData, host: view.host)
     if bootData != nil, let seed = view.seedFile {
       want(function: Names.seedFunction, volume: Names.seedFunction, file: seed, readOnly: true)
     }
-    // Without its host object nothing is known about boot data: what is there stays.
-    let isBlind = view.host == nil
+    let keepsBoot = bootWish(view.bootData, host: view.host) == .keep
     for function in view.functions where !keptFunctions.contains(function.name) && isOwn(function) {
-      if isBlind, function.name == Names.seedFunction {
+      if keepsBoot, function.name == Names.seedFunction {
         keptVolumes.insert(function.volume)
         continue
       }
@@ -186,7 +213,7 @@ package enum HandlerPlan {
       let match = wanted.indices.contains(present.index) ? wanted[present.index] : nil
       if let match, match.name == present.name, match.mac == present.mac {
         if present.fault == nil { inPlace.insert(present.index) }
-      } else if !isBlind {
+      } else if !keepsBoot {
         removals.append(.unplugInterface(present))
       }
     }

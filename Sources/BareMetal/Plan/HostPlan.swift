@@ -38,6 +38,18 @@ package struct HostPlan: Sendable {
   package var status: BareMetalHost.Status
 }
 
+/// Why the host's reference to its BMC's account is not followed, or nil where it is.
+///
+/// bm-controller can read secrets that who registers a host cannot. It sends none to the address that a host names but
+/// those in the system's own namespace, where nobody but the operator puts any.
+package func credentialsProblem(_ host: BareMetalHost) -> String? {
+  let reference = host.spec.bmc.credentialsSecretRef
+  guard reference.namespace != Names.systemNamespace else { return nil }
+  return
+    "spec.bmc.credentialsSecretRef names the secret \(reference.namespace)/\(reference.name), but a BMC's account is "
+    + "read from the namespace \(Names.systemNamespace) only; make the secret there and set the namespace"
+}
+
 /// Decides for a host. It does not touch the claim of a living machine.
 package func plan(_ view: HostView) -> HostPlan {
   typealias Kind = BareMetalHost.ConditionType
@@ -54,7 +66,9 @@ package func plan(_ view: HostView) -> HostPlan {
   }
 
   status.observedGeneration = host.metadata.generation
-  if let problem = view.power.problem {
+  if let problem = credentialsProblem(host) {
+    set(Kind.bmcReachable, .false, "CredentialsNotAllowed", problem)
+  } else if let problem = view.power.problem {
     set(Kind.bmcReachable, .false, view.power.refusesCommand ? "CommandRefused" : "BMCFailed", problem)
   } else if view.bmcAnswered {
     set(Kind.bmcReachable, .true, "Answers", "the BMC answers")

@@ -186,15 +186,12 @@ extension MachinePlanner {
     let userData: String
     switch view.userData {
     case .text(let text): userData = text
+    case .notRead: return false
     case .problem(let reason, let message):
       set(Kind.attached, false, reason, message)
       return false
     }
-    let wanted = BootData(
-      machine: key, machineUID: uid, boot: token, userData: userData,
-      metaData: CloudInit.metaData(machineUID: uid, name: key.name),
-      networkConfig: machine.spec.cloudInit?.networkData ?? CloudInit.networkConfig(interfaces: interfaces),
-      interfaces: interfaces)
+    let wanted = bootData(userData: userData, interfaces: interfaces)
     let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
     guard present == wanted else {
       steps.append(.writeBootData(host: name, wanted))
@@ -213,6 +210,14 @@ extension MachinePlanner {
     return true
   }
 
+  private func bootData(userData: String, interfaces: [GuestInterface]) -> BootData {
+    BootData(
+      machine: key, machineUID: uid, boot: token, userData: userData,
+      metaData: CloudInit.metaData(machineUID: uid, name: key.name),
+      networkConfig: machine.spec.cloudInit?.networkData ?? CloudInit.networkConfig(interfaces: interfaces),
+      interfaces: interfaces)
+  }
+
   // MARK: After power on
 
   private mutating func planBooted(_ host: BareMetalHost, name: String, power: PowerView) {
@@ -229,7 +234,24 @@ extension MachinePlanner {
       return
     }
     planHotPlug(host, name: name, power: power)
+    noteChanges(on: name, booted: bootDataInEffect(host, name: name))
     readGuest(host)
+  }
+
+  /// The boot data of this boot. Where somebody has removed it, it is written again with the interfaces that the server
+  /// shows: they must not change under a running system.
+  private mutating func bootDataInEffect(_ host: BareMetalHost, name: String) -> BootData? {
+    let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
+    if let present, present.machineUID == uid, !present.isWithdrawn { return present }
+    guard case .text(let userData) = view.userData else { return nil }
+    let wanted = GuestInterface.all(of: machine)
+    let shown = host.status?.dpu?.boot == token ? host.status?.dpu?.interfaces : nil
+    let interfaces = shown?.map { interface in
+      wanted.first { $0.name == interface.name && $0.mac == interface.mac }
+        ?? GuestInterface(name: interface.name, mac: interface.mac)
+    }
+    steps.append(.writeBootData(host: name, bootData(userData: userData, interfaces: interfaces ?? wanted)))
+    return nil
   }
 
   /// Disks that were added while the machine runs are attached at once; removed ones at the next stop.

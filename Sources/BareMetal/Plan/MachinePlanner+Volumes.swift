@@ -7,12 +7,24 @@ extension MachinePlanner {
     var waits: [String] = []
     var problem: SpecProblem?
     var shown: [BareMetalMachine.Volume] = []
+    var differences: [String] = []
     for (index, disk) in machine.spec.disks.enumerated() {
       let (claimName, finding) = look(at: disk, index: index)
+      if let template = disk.template, let claim = view.claims[claimName], isOwn(claim),
+        let difference = templateDifference(template, claim: claim, field: "spec.disks[\(index)]")
+      {
+        differences.append(difference)
+      }
       var entry = BareMetalMachine.Volume(disk: disk.name, claim: claimName, bootOrder: orders[disk.name])
       switch finding {
-      case .bound(let volume):
-        volumes[disk.name] = volume
+      case .bound(let volume, let handle):
+        if let other = handles.first(where: { $0.value == handle })?.key {
+          let owner = volumes.first { $0.value == other }?.key ?? other
+          problem = problem ?? twice(disk: disk.name, other: owner, handle: handle)
+        } else {
+          volumes[disk.name] = volume
+          handles[volume] = handle
+        }
         entry.volume = volume
         entry.attached = view.attachments.contains { $0.volume == volume && $0.isAttached }
       case .waits(let message):
@@ -26,6 +38,13 @@ extension MachinePlanner {
       shown.append(entry)
     }
     status.volumes = shown
+    if differences.isEmpty {
+      conditions.remove(Kind.templatesApplied)
+    } else {
+      set(
+        Kind.templatesApplied, false, "TemplateChanged",
+        differences.joined(separator: "; ") + ". A template counts when its claim is made")
+    }
     if let problem {
       set(Kind.volumesReady, false, problem.reason, problem.message)
       return false
@@ -39,8 +58,12 @@ extension MachinePlanner {
     return true
   }
 
+  private func isOwn(_ claim: PersistentVolumeClaim) -> Bool {
+    claim.metadata.ownerReferences?.contains { $0.uid == uid } == true
+  }
+
   private enum Finding {
-    case bound(volume: String)
+    case bound(volume: String, handle: String)
     case waits(String)
     case create(PersistentVolumeClaim)
     case problem(SpecProblem)
@@ -79,7 +102,7 @@ extension MachinePlanner {
       return (name, .waits("disk '\(disk.name)' has no usable template"))
     }
     if let claim = view.claims[name] {
-      guard claim.metadata.ownerReferences?.contains(where: { $0.uid == uid }) == true else {
+      guard isOwn(claim) else {
         return (
           name,
           .problem(
@@ -104,6 +127,12 @@ extension MachinePlanner {
   private func inUse(_ attachment: VolumeAttachment, by other: VolumeAttachment, disk: String, claim: String)
     -> SpecProblem
   {
+    if let target = other.uploadHold {
+      return SpecProblem(
+        "UploadRunning",
+        "the content of the claim \(target) is being uploaded into the volume of disk '\(disk)'; it is attached when "
+          + "that is complete")
+    }
     let owner = other.metadata.annotations?[Names.machineAnnotation] ?? "something else"
     return SpecProblem(
       "VolumeInUse",
@@ -123,7 +152,50 @@ extension MachinePlanner {
         "disk '\(disk)': the claim \(claim.key.name) is not bound yet; see 'kubectl -n \(claim.key.namespace ?? "") "
           + "describe pvc \(claim.key.name)' where it lasts")
     }
-    return .bound(volume: volume)
+    // What is attached was looked at before that.
+    if let present = ours(volume) { return .bound(volume: volume, handle: present.volumeHandle) }
+    return usable(volume, of: claim, disk: disk)
+  }
+
+  /// Whether a bound volume is one that the DPU can show, with its content in it.
+  private func usable(_ volume: String, of claim: PersistentVolumeClaim, disk: String) -> Finding {
+    guard let object = view.persistentVolumes[volume] else {
+      return .waits("disk '\(disk)': the PersistentVolume \(volume) of claim \(claim.key.name) is not known here yet")
+    }
+    guard let source = object.spec?.csi, source.driver == Names.storageDriver else {
+      let driver = object.spec?.csi.map { "is one of the CSI driver '\($0.driver)'" } ?? "is none of a CSI driver"
+      return .problem(
+        SpecProblem(
+          "UnsupportedDriver",
+          "the volume \(volume) of claim \(claim.key) (disk '\(disk)') \(driver), but servers are shown volumes of "
+            + "\(Names.storageDriver) only; use a claim of its storage class, and copy the content by an image import"))
+    }
+    guard Names.isVolumeHandle(source.volumeHandle) else {
+      return .problem(
+        SpecProblem(
+          "InvalidVolumeHandle",
+          "the PersistentVolume \(volume) of claim \(claim.key) (disk '\(disk)') has the volumeHandle "
+            + "'\(source.volumeHandle.prefix(140))', which no volume in the pool can have: it takes 1 to 128 of a-z, "
+            + "0-9 and '-', with a letter or digit at both ends; make the PersistentVolume again with the right one"))
+    }
+    let annotations = claim.metadata.annotations ?? [:]
+    let phase = annotations[Names.uploadPhaseAnnotation]
+    if annotations[Names.uploadAnnotation] == "true", phase != Names.uploadSucceeded {
+      return .problem(
+        SpecProblem(
+          "UploadPending",
+          "the content of claim \(claim.key) (disk '\(disk)') is not uploaded yet (\(phase ?? "not begun")); it is "
+            + "attached when that is complete. To use the volume as it is, remove the claim's annotation "
+            + "\(Names.uploadAnnotation)"))
+    }
+    return .bound(volume: volume, handle: source.volumeHandle)
+  }
+
+  private func twice(disk: String, other: String, handle: String) -> SpecProblem {
+    SpecProblem(
+      "DuplicateVolume",
+      "the claims of the disks '\(other)' and '\(disk)' have the same volume '\(handle)' behind two "
+        + "PersistentVolumes; remove one of the disks")
   }
 
   private func claimToMake(
@@ -169,12 +241,13 @@ extension MachinePlanner {
 
   /// The attachment that a disk needs on a host.
   func attachment(disk: BareMetalMachine.Disk, volume: String, host: BareMetalHost) -> VolumeAttachment {
-    var metadata = ObjectMeta(name: Names.attachment(volume: volume))
+    let handle = handles[volume] ?? volume
+    var metadata = ObjectMeta(name: Names.attachment(volume: handle))
     metadata.labels = [Names.hostLabel: host.metadata.name ?? ""]
     metadata.annotations = [
       Names.machineUIDAnnotation: uid, Names.machineAnnotation: key.description,
       Names.bootOrderAnnotation: "\(orders[disk.name] ?? 98)",
-      Names.readOnlyAnnotation: disk.readOnly ? "true" : "false",
+      Names.readOnlyAnnotation: disk.readOnly ? "true" : "false", Names.volumeHandleAnnotation: handle,
     ]
     metadata.finalizers = [Names.attachmentFinalizer]
     return VolumeAttachment(

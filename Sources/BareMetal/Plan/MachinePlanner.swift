@@ -14,6 +14,20 @@ package func plan(_ view: MachineView) -> MachinePlan {
   return MachinePlan(steps: planner.steps, status: planner.status)
 }
 
+/// Whether the plan depends on the user data: before a boot, where boot data has to be written again, and while the spec
+/// may differ from what the machine booted with.
+package func needsUserData(_ view: MachineView) -> Bool {
+  let machine = view.machine
+  guard !machine.metadata.isBeingDeleted else { return false }
+  guard machine.status?.bootedAt != nil, machine.spec.cloudInit?.userDataSecretRef != nil else { return true }
+  if machine.metadata.generation != machine.status?.observedGeneration { return true }
+  if machine.status?.conditions?.isTrue(BareMetalMachine.ConditionType.restartNeeded) == true { return true }
+  guard let host = machine.status?.host, let data = view.bootData[host].flatMap({ try? BootData($0) }) else {
+    return true
+  }
+  return data.machineUID != machine.metadata.uid || data.isWithdrawn
+}
+
 /// The state of one planning: the steps and the status grow while the parts look at the view.
 struct MachinePlanner {
   let view: MachineView
@@ -23,8 +37,12 @@ struct MachinePlanner {
   var status: BareMetalMachine.Status
   var conditions: [Condition]
   var steps: [MachineStep] = []
-  /// Disks with a bound volume: name to volume.
+  /// Disks with a bound volume: name to the PersistentVolume's.
   var volumes: [String: String] = [:]
+  /// The handles of these volumes, by the PersistentVolume's name.
+  var handles: [String: String] = [:]
+  /// Fields of the spec that differ from what the running machine was booted with.
+  var changedFields: [String] = []
   let orders: [String: Int]
 
   typealias Kind = BareMetalMachine.ConditionType
@@ -182,6 +200,7 @@ struct MachinePlanner {
 
   /// Derives phase, message and Ready from the conditions.
   private mutating func finish() {
+    tellChanges()
     let wantsToRun = machine.spec.running
     let order = [
       Kind.valid, Kind.volumesReady, Kind.hostClaimed, Kind.attached, Kind.powered, Kind.reachable,

@@ -47,6 +47,8 @@ package enum MachineStep: Sendable, Hashable {
 /// The user data as far as it could be read.
 package enum UserData: Sendable, Hashable {
   case text(String)
+  /// Nothing depends on it now.
+  case notRead
   /// It is not there or cannot be used; what to do about it.
   case problem(reason: String, message: String)
 }
@@ -58,6 +60,8 @@ package struct MachineView: Sendable {
   package var claims: [String: PersistentVolumeClaim]
   /// Claims that its templates clone.
   package var sources: [ObjectKey: PersistentVolumeClaim]
+  /// The PersistentVolumes of the claims, by name.
+  package var persistentVolumes: [String: PersistentVolume]
   /// Attachments that carry the machine's UID.
   package var attachments: [VolumeAttachment]
   /// Attachments of others by volume, for the machine's volumes.
@@ -79,6 +83,7 @@ package struct MachineView: Sendable {
     self.now = now
     claims = [:]
     sources = [:]
+    persistentVolumes = [:]
     attachments = []
     foreignAttachments = [:]
     hosts = []
@@ -99,7 +104,12 @@ package struct MachinePlan: Sendable {
 extension VolumeAttachment {
   package var machineUID: String? { metadata.annotations?[Names.machineUIDAnnotation] }
   package var host: String? { metadata.labels?[Names.hostLabel] }
+  /// The PersistentVolume's name, by which the DPU knows the volume.
   package var volume: String { spec.source.persistentVolumeName ?? "" }
+  /// The volume's name in the pool. Attachments that do not tell it are of a time when both names were the same.
+  package var volumeHandle: String { metadata.annotations?[Names.volumeHandleAnnotation] ?? volume }
+  /// The claim that is filled by an upload, where the attachment is the upload's: it keeps servers away meanwhile.
+  package var uploadHold: String? { metadata.annotations?[Names.uploadHoldAnnotation] }
   package var isAttached: Bool { status?.attached == true }
   package var bootOrder: Int? { metadata.annotations?[Names.bootOrderAnnotation].flatMap { Int($0) } }
   package var isReadOnly: Bool { metadata.annotations?[Names.readOnlyAnnotation] == "true" }

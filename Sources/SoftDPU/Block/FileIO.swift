@@ -101,7 +101,7 @@ private func submitFile(
   _ core: UnsafeMutablePointer<ReactorCore>
 ) {
   if unsafe target.pointee.isInline { return unsafe performInline(io, target, core) }
-  guard let entry = unsafe core.pointee.ring.next() else { return unsafe finish(io, -EIO, core) }
+  guard let entry = unsafe core.pointee.ring.next() else { return unsafe submitLater(io, core) }
   let data = UInt64(UInt(bitPattern: io)) | Tag.request
   switch unsafe io.pointee.kind {
   case .read, .write:
@@ -162,20 +162,33 @@ private func performInline(
         result = unsafe Int(clinux_fallocate(fd, io.pointee.mode, io.pointee.offset, io.pointee.remaining))
       }
     }
-    if unsafe take(io, result < 0 ? -Int(errno) : result, core) { return }
+    let answer = result < 0 ? -Int(errno) : result
+    if Retry(afterRequest: answer) == .later { return unsafe submitLater(io, core) }
+    if unsafe take(io, answer, core) { return }
   }
+}
+
+/// Hands the request in again after a while: the kernel has no room for it now.
+private func submitLater(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>) {
+  unsafe core.pointee.schedule(
+    at: clinux_monotonic_nanoseconds() &+ Retry.pause,
+    { raw, core in
+      let io = unsafe raw.assumingMemoryBound(to: BlockIO.self)
+      unsafe submitFile(io, io.pointee.target, core.assumingMemoryBound(to: ReactorCore.self))
+    }, io)
 }
 
 /// Takes the kernel's answer to what `submitFile` handed in.
 @inline(__always)
 func fileAnswered(_ io: UnsafeMutablePointer<BlockIO>, _ result: Int, _ core: UnsafeMutablePointer<ReactorCore>) {
+  if Retry(afterRequest: result) == .later { return unsafe submitLater(io, core) }
   if unsafe !take(io, result, core) { unsafe submitFile(io, io.pointee.target, core) }
 }
 
 /// Takes the kernel's answer; false where the request, changed, has to be handed in again.
 private func take(_ io: UnsafeMutablePointer<BlockIO>, _ result: Int, _ core: UnsafeMutablePointer<ReactorCore>) -> Bool
 {
-  if result == -Int(EINTR) || result == -Int(EAGAIN) { return false }
+  if Retry(afterRequest: result) == .now { return false }
   switch unsafe io.pointee.kind {
   case .read, .write:
     guard result > 0, unsafe UInt64(result) <= io.pointee.remaining else {

@@ -42,7 +42,7 @@ final class NBDConnection: Drainable, @unchecked Sendable {
     guard write(NBDHandshake.greeting) else { return close("the client does not take the greeting") }
     let watch = Watch(fd: fd) { [unowned self] in readable() }
     self.watch = watch
-    unsafe watch.arm(core.pointee.ring)
+    unsafe watch.arm(core)
     unsafe core.pointee.schedule(
       at: clinux_monotonic_nanoseconds() &+ NBDConnection.handshakeTime,
       { connection, _ in

@@ -61,7 +61,7 @@ final class NBDServer: @unchecked Sendable {
     reactor.post { [self] in
       let watch = Watch(fd: listener) { [unowned self] in acceptAll() }
       self.watch = watch
-      watch.arm(reactor.ring)
+      unsafe watch.arm(reactor.core)
     }
   }
 

@@ -77,7 +77,7 @@ final class HostQueue: Drainable, @unchecked Sendable {
   func start() {
     let watch = Watch(fd: fd) { [weak self] in self?.readable() }
     self.watch = watch
-    unsafe watch.arm(core.pointee.ring)
+    unsafe watch.arm(core)
     unsafe send(hello, stream, core)
   }
 

@@ -52,7 +52,7 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
   func start() {
     let watch = Watch(fd: fd) { [unowned self] in readable() }
     self.watch = watch
-    unsafe watch.arm(core.pointee.ring)
+    unsafe watch.arm(core)
     unsafe core.pointee.schedule(
       at: clinux_monotonic_nanoseconds() &+ NVMfConnection.connectTime,
       { connection, _ in

@@ -36,7 +36,7 @@ final class NVMfListener: @unchecked Sendable {
       guard watch == nil, listener >= 0 else { return }
       let watch = Watch(fd: listener) { [unowned self] in acceptAll() }
       self.watch = watch
-      watch.arm(target.reactor.ring)
+      unsafe watch.arm(target.reactor.core)
     }
   }
 

@@ -115,9 +115,9 @@ final class Reactor: @unchecked Sendable {
 
   private func run() {
     let bellWatch = Watch(fd: bell) { [self] in openMailbox() }
-    unsafe bellWatch.arm(core.pointee.ring)
+    unsafe bellWatch.arm(core)
     let clockWatch = Watch(fd: clock) { [self] in runTimers() }
-    unsafe clockWatch.arm(core.pointee.ring)
+    unsafe clockWatch.arm(core)
     let entries = UnsafeMutablePointer<UnsafeMutablePointer<io_uring_cqe>?>.allocate(capacity: Reactor.batch)
     defer { unsafe entries.deallocate() }
     while !mailbox.withLock({ $0.isStopping && $0.work.isEmpty }) {
@@ -134,9 +134,11 @@ final class Reactor: @unchecked Sendable {
   private func turn(_ entries: UnsafeMutablePointer<UnsafeMutablePointer<io_uring_cqe>?>) {
     let core = unsafe self.core
     let ring = unsafe core.pointee.ring
-    _ =
+    let submitted =
       unsafe core.pointee.dirtyCount == 0 && core.pointee.deferred.isEmpty
       ? ring.submitAndWait(1) : ring.submitAndCollect()
+    // What the kernel did not take stays in the ring. Without a pause the thread would ask for it in a circle.
+    if Retry(afterRequest: Int(submitted)) == .later { usleep(1000) }
     while true {
       let count = unsafe ring.completions(entries, capacity: UInt32(Reactor.batch))
       for index in 0..<Int(count) {
@@ -153,8 +155,12 @@ final class Reactor: @unchecked Sendable {
           unsafe Watch.handle(pointer, result: result, hasMore: entry.pointee.flags & IORING_CQE_F_MORE != 0, core)
         case Tag.writable:
           guard let pointer = unsafe UnsafeMutablePointer<Stream>(bitPattern: address) else { continue }
-          unsafe pointer.pointee.isBlocked = false
-          unsafe flush(pointer, core)
+          if Retry(afterRequest: Int(result)) == .later {
+            unsafe core.pointee.flushLater(pointer)
+          } else {
+            unsafe pointer.pointee.isBlocked = false
+            unsafe flush(pointer, core)
+          }
         default: continue
         }
       }

@@ -88,10 +88,21 @@ struct ReactorCore {
   }
 
   /// Has the stream flushed when its socket takes bytes again.
-  func watchWritable(_ stream: UnsafeMutablePointer<Stream>) {
-    guard let entry = unsafe ring.next() else { return }
+  mutating func watchWritable(_ stream: UnsafeMutablePointer<Stream>) {
+    guard let entry = unsafe ring.next() else { return unsafe flushLater(stream) }
     unsafe clinux_prep_poll_once(
       entry, stream.pointee.fd, UInt32(POLLOUT), UInt64(UInt(bitPattern: stream)) | Tag.writable)
+  }
+
+  /// Has the stream flushed after a while: the kernel takes no poll now. It counts as blocked until then.
+  mutating func flushLater(_ stream: UnsafeMutablePointer<Stream>) {
+    unsafe schedule(
+      at: clinux_monotonic_nanoseconds() &+ Retry.pause,
+      { raw, core in
+        let stream = unsafe raw.assumingMemoryBound(to: Stream.self)
+        unsafe stream.pointee.isBlocked = false
+        unsafe flush(stream, core.assumingMemoryBound(to: ReactorCore.self))
+      }, stream)
   }
 
   /// The reactor with this number.

@@ -32,11 +32,23 @@ final class Watch {
     unsafe UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())) | Tag.watch
   }
 
-  func arm(_ ring: Ring) {
-    guard !isArmed, !isCancelled, let entry = unsafe ring.next() else { return }
+  func arm(_ core: UnsafeMutablePointer<ReactorCore>) {
+    guard !isArmed, !isCancelled else { return }
+    guard let entry = unsafe core.pointee.ring.next() else { return unsafe armLater(core) }
     isArmed = true
     _ = unsafe Unmanaged.passRetained(self)
     unsafe clinux_prep_poll(entry, fd, UInt32(POLLIN), data)
+  }
+
+  /// Arms it after a while: the kernel takes no poll now. Until then the timer keeps it alive.
+  private func armLater(_ core: UnsafeMutablePointer<ReactorCore>) {
+    unsafe core.pointee.schedule(
+      at: clinux_monotonic_nanoseconds() &+ Retry.pause,
+      { raw, core in
+        let reference = unsafe Unmanaged<Watch>.fromOpaque(raw)
+        unsafe reference._withUnsafeGuaranteedRef { unsafe $0.arm(core.assumingMemoryBound(to: ReactorCore.self)) }
+        unsafe reference.release()
+      }, Unmanaged.passRetained(self).toOpaque())
   }
 
   /// Ends the watch. The descriptor may be closed after the next submission.
@@ -64,7 +76,10 @@ final class Watch {
     } else {
       onReady()
     }
-    // The kernel ends a poll when its completions overflow, or on an error: a broken descriptor is left alone.
-    if !hasMore, result >= 0 || result == -EINTR || result == -EAGAIN { unsafe arm(core.pointee.ring) }
+    switch Retry(afterPoll: Int(result), isArmed: hasMore) {
+    case .no: break
+    case .now: unsafe arm(core)
+    case .later: unsafe armLater(core)
+    }
   }
 }

@@ -51,7 +51,7 @@ final class VhostController: @unchecked Sendable {
     reactor.post { [self] in
       let watch = Watch(fd: listener) { [unowned self] in acceptNext() }
       self.watch = watch
-      watch.arm(reactor.ring)
+      unsafe watch.arm(reactor.core)
     }
   }
 

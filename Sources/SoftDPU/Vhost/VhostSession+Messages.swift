@@ -202,7 +202,7 @@ extension VhostSession {
       let watch = unsafe Watch(fd: fd, queue: queue.state)
       queue.kickWatch = watch
       if unsafe !queue.state.pointee.isStarted, let refusal = startQueue(queue) { return refusal }
-      watch.arm(ring)
+      unsafe watch.arm(core)
       return .done
     }
   }

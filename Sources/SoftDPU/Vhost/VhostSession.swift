@@ -54,7 +54,7 @@ final class VhostSession: Drainable, @unchecked Sendable {
   func start() {
     let watch = Watch(fd: fd) { [unowned self] in receive() }
     self.watch = watch
-    watch.arm(ring)
+    unsafe watch.arm(core)
   }
 
   // MARK: Messages

@@ -40,6 +40,9 @@ package final class ConsoleHub: Sendable {
   private let socketPath: String
   private let serialPath: String
   private let started: Doorbell
+  /// How often a serial line that is not there is looked for without being told. One that is there has no time limit:
+  /// a console may be silent for days.
+  private let lookAgain: Duration
   private let logger: Logger
   private let metrics: SoftHostMetrics
 
@@ -48,8 +51,10 @@ package final class ConsoleHub: Sendable {
   ///   - serialPath: QEMU's side of the serial line; it is there while the server is on.
   ///   - started: rings when the server was switched on.
   package init(
-    socketPath: String, serialPath: String, logPath: String, started: Doorbell, metrics: SoftHostMetrics, logger: Logger
+    socketPath: String, serialPath: String, logPath: String, started: Doorbell, lookAgain: Duration = .seconds(5),
+    metrics: SoftHostMetrics, logger: Logger
   ) {
+    self.lookAgain = lookAgain
     self.socketPath = socketPath
     self.serialPath = serialPath
     self.started = started
@@ -74,7 +79,7 @@ package final class ConsoleHub: Sendable {
       while true {
         try await connectToGuest()
         // A machine that was switched off has closed the line; the bell tells when there is a new one.
-        try await started.wait(upTo: .seconds(5))
+        try await started.wait(upTo: lookAgain)
       }
     } catch {
       try? await server.close()

@@ -111,7 +111,10 @@ struct ImageImport {
         .unreachable, "find the upload service",
         "the ConfigMap \(Names.systemNamespace)/upload lacks ca.crt, or a url that begins with https://")
     }
-    return UploadEndpoint(url: url.hasSuffix("/") ? String(url.dropLast()) : url, certificateAuthority: authority)
+    let types = (map.data?["contentTypes"] ?? "").split(separator: ",")
+    return UploadEndpoint(
+      url: url.hasSuffix("/") ? String(url.dropLast()) : url, certificateAuthority: authority,
+      takesExtents: types.contains { $0 == UploadLayout.extentsType })
   }
 
   /// - Returns: Whether the image is there, from the same file and complete. One that is not is removed where `force`

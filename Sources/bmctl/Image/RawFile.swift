@@ -45,6 +45,23 @@ struct RawFile: ~Copyable {
     return bytes
   }
 
+  /// Where the file has data; nil where its file system does not tell.
+  func dataExtents() -> [DataExtent]? {
+    // SEEK_DATA and SEEK_HOLE, lseek(2).
+    let (seekData, seekHole): (CInt, CInt) = (3, 4)
+    var extents: [DataExtent] = []
+    var offset: off_t = 0
+    while offset < off_t(size) {
+      let start = lseek(descriptor, offset, seekData)
+      if start < 0 { return errno == ENXIO ? extents : nil }
+      let end = min(lseek(descriptor, start, seekHole), off_t(size))
+      guard end > start else { return nil }
+      extents.append(DataExtent(offset: Int64(start), length: Int64(end - start)))
+      offset = end
+    }
+    return extents
+  }
+
   private static func failure(_ operation: String, _ path: String) -> CommandError {
     CommandError(.invalidInput, "\(operation) \(path)", String(cString: strerror(errno)))
   }

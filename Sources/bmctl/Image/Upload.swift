@@ -9,6 +9,8 @@ import Synchronization
 struct UploadEndpoint: Sendable {
   let url: String
   let certificateAuthority: String
+  /// Whether files may be sent without their holes.
+  var takesExtents = false
 
   /// Sends `bytes` bytes of the file at `path` into a claim.
   ///
@@ -31,7 +33,8 @@ struct UploadEndpoint: Sendable {
     configuration.httpVersion = .http1Only
     let client = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
     do {
-      try await put(client, path, bytes, "\(url)/v1/upload/\(namespace)/\(claim)", token, operation, progress)
+      let layout = UploadLayout(size: bytes, data: takesExtents ? try RawFile(path).dataExtents() : nil)
+      try await put(client, path, layout, "\(url)/v1/upload/\(namespace)/\(claim)", token, operation, progress)
       try await client.shutdown()
     } catch {
       try? await client.shutdown()
@@ -40,16 +43,17 @@ struct UploadEndpoint: Sendable {
   }
 
   private func put(
-    _ client: HTTPClient, _ path: String, _ bytes: Int64, _ target: String, _ token: String, _ operation: String,
+    _ client: HTTPClient, _ path: String, _ layout: UploadLayout, _ target: String, _ token: String,
+    _ operation: String,
     _ progress: @escaping @Sendable (Int64) -> Void
   ) async throws {
     var request = HTTPClientRequest(url: target)
     request.method = .PUT
     request.headers.add(name: "Authorization", value: "Bearer \(token)")
-    request.headers.add(name: "Content-Type", value: "application/octet-stream")
+    request.headers.add(name: "Content-Type", value: layout.contentType)
     let fault = Fault()
     request.body = .stream(
-      FileChunks(path: path, size: bytes, progress: progress, fault: fault), length: .known(bytes))
+      FileChunks(path: path, layout: layout, progress: progress, fault: fault), length: .known(layout.bodyBytes))
     let status: UInt
     let text: String
     do {
@@ -91,10 +95,10 @@ private final class Fault: Sendable {
 /// The content of a file in pieces, read when they are asked for.
 private struct FileChunks: AsyncSequence, Sendable {
   typealias Element = ByteBuffer
-  static let chunkBytes = 1 << 20
+  static let chunkBytes: Int64 = 1 << 20
 
   let path: String
-  let size: Int64
+  let layout: UploadLayout
   let progress: @Sendable (Int64) -> Void
   let fault: Fault
 
@@ -102,24 +106,27 @@ private struct FileChunks: AsyncSequence, Sendable {
 
   struct Iterator: AsyncIteratorProtocol {
     let chunks: FileChunks
-    private var offset: Int64 = 0
+    private var pieces: UploadLayout.Pieces
     private var file: FileBox?
 
-    init(chunks: FileChunks) { self.chunks = chunks }
+    init(chunks: FileChunks) {
+      self.chunks = chunks
+      pieces = chunks.layout.pieces(chunkBytes: FileChunks.chunkBytes)
+    }
 
     mutating func next() async throws -> ByteBuffer? {
-      guard offset < chunks.size else { return nil }
+      guard let piece = pieces.next() else { return nil }
       do {
         let box = try file ?? FileBox(chunks.path)
         file = box
-        let wanted = Int(Swift.min(Int64(FileChunks.chunkBytes), chunks.size - offset))
-        let bytes = try box.file.read(at: offset, count: wanted)
-        guard bytes.count == wanted else {
+        let bytes = try box.file.read(at: piece.offset, count: Int(piece.length))
+        guard bytes.count == Int(piece.length) else {
           throw CommandError(.invalidInput, "read \(chunks.path)", "the file became shorter while it was read")
         }
-        offset += Int64(bytes.count)
-        chunks.progress(offset)
-        return ByteBuffer(bytes: bytes)
+        chunks.progress(piece.offset + piece.length)
+        var buffer = ByteBuffer(bytes: piece.head)
+        buffer.writeBytes(bytes)
+        return buffer
       } catch let error as CommandError {
         chunks.fault.error = error
         throw error

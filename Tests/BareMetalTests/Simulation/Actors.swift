@@ -201,7 +201,7 @@ final class SimulatedHandler {
     var status = BareMetalHost.DPUStatus()
     status.ready = true
     let isReady = HandlerPlan.isBootReady(view)
-    status.boot = isReady ? view.bootData?.boot : nil
+    status.boot = HandlerPlan.bootInEffect(view)
     let slots = view.functions.map {
       BareMetalHost.Slot(name: $0.name, kind: $0.name == Names.seedFunction ? .seed : .disk, volume: $0.volume)
     }
@@ -234,7 +234,7 @@ final class SimulatedHandler {
     server.advance(to: world.time)
     switch step {
     case .unplug(let function):
-      if server.isOn, function != Names.seedFunction, !mayYank {
+      if server.isOn, !mayYank {
         world.violations.append("\(name): \(function) was taken from a running server")
       }
       server.functions[function] = nil
@@ -246,7 +246,11 @@ final class SimulatedHandler {
     case .plug(let function, let volume, let readOnly):
       guard server.volumes[volume] != nil else { return }
       server.functions[function] = BlockFunction(name: function, volume: volume, readOnly: readOnly)
-    case .unplugInterface(let interface): server.interfaces.removeAll { $0.index == interface.index }
+    case .unplugInterface(let interface):
+      if server.isOn, !mayYank {
+        world.violations.append("\(name): interface \(interface.name) was taken from a running server")
+      }
+      server.interfaces.removeAll { $0.index == interface.index }
     case .plugInterface(let index, let interface):
       server.interfaces.removeAll { $0.index == index }
       server.interfaces.append(

@@ -179,6 +179,9 @@ final class Simulation {
     case 3..<5: machine.spec.running.toggle()
     case 5: machine.metadata.annotations = [Names.restartAnnotation: "\(world.version)"]
     case 6: machine.spec.disks[0].bootOrder = machine.spec.disks[0].bootOrder == 1 ? 2 : 1
+    case 7:
+      // Somebody removes a secret that looks as if nobody needed it.
+      if let host = pick(hostNames) { world.state.secrets[host] = nil }
     default: if scenario == .force, world.random.chance(25) { return useForce(key) }
     }
     world.state.machines[key] = machine

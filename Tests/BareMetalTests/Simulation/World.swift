@@ -27,6 +27,8 @@ struct Snapshot: ClusterSnapshot {
   var claimObjects: [ObjectKey: PersistentVolumeClaim] = [:]
   var attachmentObjects: [String: VolumeAttachment] = [:]
   var secrets: [String: Secret] = [:]
+  /// Handles of PersistentVolumes that are not called like their volume.
+  var volumeHandles: [String: String] = [:]
 
   func machine(uid: String) -> BareMetalMachine? { machines.values.first { $0.metadata.uid == uid } }
   func machines(asking address: String) -> [BareMetalMachine] {
@@ -38,6 +40,11 @@ struct Snapshot: ClusterSnapshot {
   func claim(_ key: ObjectKey) -> PersistentVolumeClaim? { claimObjects[key] }
   func claims(ofMachine uid: String) -> [PersistentVolumeClaim] {
     claimObjects.values.filter { $0.metadata.labels?[Names.machineUIDLabel] == uid }.sorted { $0.key < $1.key }
+  }
+  func persistentVolume(_ name: String) -> PersistentVolume? {
+    PersistentVolume(
+      metadata: ObjectMeta(name: name),
+      spec: .init(csi: .init(driver: Names.storageDriver, volumeHandle: volumeHandles[name] ?? name)))
   }
   func attachment(_ name: String) -> VolumeAttachment? { attachmentObjects[name] }
   func attachments(ofMachine uid: String) -> [VolumeAttachment] {

@@ -46,10 +46,14 @@ import Testing
     let cluster = try await Cluster.shared()
     let (client, namespace) = (cluster.client, cluster.namespace)
     let list = try await client.listAll(ConfigMap.self, namespace: namespace)
+    let events = Mutex(0)
     let task = Task {
-      for try await _ in client.watch(ConfigMap.self, namespace: namespace, resourceVersion: list.resourceVersion) {}
+      for try await _ in client.watch(ConfigMap.self, namespace: namespace, resourceVersion: list.resourceVersion) {
+        events.withLock { $0 += 1 }
+      }
     }
-    try await Task.sleep(for: .milliseconds(100))
+    _ = try await client.create(cluster.configMap("watched-until-cancelled", ["k": "1"]))
+    try await eventually("the watch delivers") { events.withLock { $0 } > 0 }
     let start = ContinuousClock.now
     task.cancel()
     await #expect(throws: CancellationError.self) { try await task.value }
