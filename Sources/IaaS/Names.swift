@@ -20,6 +20,11 @@ public enum Names {
   public static let bootOrderAnnotation = "iaas.yusur.io/boot-order"
   /// Annotation of an attachment: `true` where the server may only read the volume.
   public static let readOnlyAnnotation = "iaas.yusur.io/read-only"
+  /// Annotation of an attachment, by csi-controller: the size in bytes that the server is to see of a volume that has
+  /// grown.
+  public static let capacityAnnotation = "csi.ycloud.yusur.io/capacity"
+  /// Member of an attachment's reported metadata: the size in bytes that the server sees.
+  public static let shownCapacity = "capacity"
   /// Annotation of a machine: any new value restarts it.
   public static let restartAnnotation = "iaas.yusur.io/restart-requested"
   /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.
