@@ -79,9 +79,13 @@ private func planBinding(_ content: ContentView, _ view: SnapshotSituation) -> [
   if !snapshot.missingFinalizers.isEmpty { steps.append(.addFinalizers) }
   if isAdoptable { steps.append(.adopt(content)) }
   if let claim = view.claim {
-    let wants = !content.isTaken && content.volumeHandle != nil && !claim.isBeingDeleted
-    if wants, !claim.isProtected { steps.append(.protectClaim(claim)) }
-    if content.isTaken, claim.isProtected, !view.hasSiblings { steps.append(.unprotectClaim(claim)) }
+    // A claim that has the name of one that is gone has another volume.
+    let isInProgress = !content.isTaken && content.volumeHandle != nil && content.volumeHandle == view.volume?.handle
+    if isInProgress {
+      if !claim.isProtected, !claim.isBeingDeleted { steps.append(.protectClaim(claim)) }
+    } else if claim.isProtected, !view.hasSiblings {
+      steps.append(.unprotectClaim(claim))
+    }
   }
   var status = SnapshotView.Status()
   status.contentName = content.name

@@ -48,22 +48,29 @@ package struct SnapshotReconciler: Sendable {
     }
     guard let claimKey = snapshot.claimKey, let claim = cluster.claim(claimKey) else { return view }
     view.claim = claim
-    view.hasSiblings = cluster.snapshots(ofClaim: claimKey).contains { $0.uid != snapshot.uid && isBeingTaken($0) }
-    if claim.isBound, view.content == nil {
-      (view.volume, view.volumeDriver) = try await cluster.volume(of: claim)
-      view.isUploading = view.volume.flatMap { try? VolumeHandle($0.handle) }.map(isUploading) ?? false
-    }
+    guard claim.isBound else { return view }
+    (view.volume, view.volumeDriver) = try await cluster.volume(of: claim)
+    view.hasSiblings = isBeingTaken(of: view.volume, claimKey, except: snapshot.uid)
+    view.isUploading = view.volume.flatMap { try? VolumeHandle($0.handle) }.map(isUploading) ?? false
     return view
   }
 
-  private func isBeingTaken(_ snapshot: SnapshotView) -> Bool {
-    cluster.snapshotContent(SnapshotNames.content(snapshotUID: snapshot.uid)).map { !$0.isTaken && !$0.isBeingDeleted }
-      ?? false
+  /// Whether a snapshot of the volume that the claim has now is being taken.
+  private func isBeingTaken(of volume: PersistentVolumeView?, _ claim: ClaimKey, except uid: String? = nil) -> Bool {
+    guard let volume else { return false }
+    return cluster.snapshots(ofClaim: claim).contains { snapshot in
+      guard snapshot.uid != uid,
+        let content = cluster.snapshotContent(SnapshotNames.content(snapshotUID: snapshot.uid))
+      else { return false }
+      return !content.isTaken && !content.isBeingDeleted && content.volumeHandle == volume.handle
+    }
   }
 
   /// A VolumeSnapshot whose finalizers somebody removed by force leaves its claim protected for ever otherwise.
   private func releaseClaims() async throws {
-    for claim in cluster.protectedClaims() where !cluster.snapshots(ofClaim: claim.key).contains(where: isBeingTaken) {
+    for claim in cluster.protectedClaims() {
+      let volume = try await cluster.volume(of: claim).volume
+      guard !isBeingTaken(of: volume, claim.key) else { continue }
       try await cluster.setProtection(of: claim, present: false)
     }
   }

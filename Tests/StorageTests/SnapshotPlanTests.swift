@@ -148,6 +148,20 @@ import Testing
     #expect(!plan(view).contains { if case .unprotectClaim = $0 { true } else { false } })
   }
 
+  @Test func aClaimThatHasTheNameOfOneThatIsGoneIsNotKept() throws {
+    var view = bound(taken: false)
+    view.volume?.handle = "pvc-c2"
+    #expect(plan(view).first == .unprotectClaim(try #require(view.claim)))
+    view.claim?.finalizers = []
+    #expect(!plan(view).contains { if case .protectClaim = $0 { true } else { false } })
+  }
+
+  @Test func aClaimThatIsDeletedMeanwhileStaysUntilTheSnapshotIsTaken() {
+    var view = bound(taken: false)
+    view.claim?.isBeingDeleted = true
+    #expect(!plan(view).contains { if case .unprotectClaim = $0 { true } else { false } })
+  }
+
   @Test func aContentOfSomebodyElseIsNotTaken() {
     for change: (inout ContentView) -> Void in [
       { $0.snapshotUID = "s2" }, { $0.snapshotKey = SnapshotKey(namespace: "other", name: "before-upgrade") },

@@ -211,7 +211,7 @@ private struct Life {
       let expected = claim.requestBytes.flatMap(roundedVolumeSize)
       let size = world.files[handle(name)]?.sizeBytes
       let isRefused = claim.growth[.controllerResizeError] != nil
-      #expect(isRefused || size == expected, "seed \(seed): \(claim) has a wrong size, \(volume)")
+      #expect(isRefused || size == expected, "seed \(seed): \(claim.key) has a wrong size")
       #expect(
         volume.capacityBytes == size && claim.capacityBytes == size, "seed \(seed): \(claim.key) says a wrong size")
       #expect(isRefused || claim.growth.isEmpty, "seed \(seed): \(claim.key) is left \(claim.growth)")
@@ -250,7 +250,7 @@ private struct Life {
       let isTaking = world.truth.contents.values.contains {
         $0.snapshotKey?.namespace == claim.key.namespace && !$0.isTaken && $0.volumeHandle == claim.volumeName
       }
-      #expect(isTaking, "seed \(seed): \(claim.key) is kept for nothing: \(claim) \(world.truth.snapshots.values) \(world.truth.contents.values)")
+      #expect(isTaking, "seed \(seed): \(claim.key) is kept for nothing")
     }
   }
 }
