@@ -170,7 +170,7 @@ let package = Package(
     tests("Kubernetes", ["JSON", logging, yams]),
     tests("Reconciler", ["JSON", "Kubernetes", logging]),
     tests("IaaS", ["JSON", "Kubernetes", yams]),
-    tests("Storage", ["IaaS", "JSON", "Kubernetes", "Telemetry", logging, nioCore]),
+    tests("Storage", ["CLinux", "IaaS", "JSON", "Kubernetes", "Telemetry", logging, nioCore]),
     tests("BareMetal", ["BMC", "DPU", "IaaS", "JSON", "Kubernetes", logging, yams]),
     .testTarget(
       name: "Acceptance",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/reference/ from the schemas in deploy/crds, the programs' own help and the metrics in the sources.
+"""Writes docs/reference/ from the schemas in deploy/, the programs' own help and the metrics in the sources.
 
 reference.py          writes the files
 reference.py --check  exits with 1 and names the files that differ
@@ -56,19 +56,23 @@ def resource(path):
     crd = yaml.safe_load(path.read_text())
     names = crd["spec"]["names"]
     scope = crd["spec"]["scope"].lower()
-    text = NOTE.format(f"deploy/crds/{path.name}") + f"# {names['kind']}\n\n"
+    text = NOTE.format(path.relative_to(ROOT)) + f"# {names['kind']}\n\n"
     short = ", ".join(f"`{n}`" for n in names.get("shortNames", []))
     for version in crd["spec"]["versions"]:
         schema = version["schema"]["openAPIV3Schema"]
         text += f"`{crd['spec']['group']}/{version['name']}`, {scope}, `{names['plural']}`"
         text += f" (short {short})\n\n" if short else "\n\n"
         text += " ".join(schema.get("description", "").split()) + "\n"
-        for part in ("spec", "status"):
-            field = schema["properties"].get(part)
+        common = ("apiVersion", "kind", "metadata", "spec", "status")
+        own = {n: f for n, f in schema["properties"].items() if n not in common}
+        parts = [(p, schema["properties"].get(p), p) for p in ("spec", "status")]
+        if own:
+            parts.append(("fields", {"properties": own, "required": schema.get("required", [])}, ""))
+        for part, field, prefix in parts:
             if not field:
                 continue
             text += f"\n## {part}\n\n| field | type | required | meaning | bounds |\n|---|---|---|---|---|\n"
-            text += "\n".join(rows(field, part, field.get("required", []))) + "\n"
+            text += "\n".join(rows(field, prefix, field.get("required", []))) + "\n"
     return f"{names['singular']}.md", text
 
 
@@ -117,7 +121,9 @@ def metrics():
 
 
 def main():
-    files = dict(resource(p) for p in sorted((ROOT / "deploy" / "crds").glob("*.yaml")))
+    deploy = ROOT / "deploy"
+    schemas = sorted((deploy / "crds").glob("*.yaml")) + sorted((deploy / "snapshot-crds").glob("*.yaml"))
+    files = dict(resource(p) for p in schemas)
     files.update(program(name) for name in ("ycloud", "bmctl"))
     files.update([metrics()])
     differ = [n for n, text in files.items() if not (OUT / n).exists() or (OUT / n).read_text() != text]

@@ -30,6 +30,11 @@ public enum Names {
   public static let uploadPhaseAnnotation = "csi.ycloud.yusur.io/upload-phase"
   /// The phase of an upload whose content is complete.
   public static let uploadSucceeded = "Succeeded"
+  /// Annotation of an attachment, by csi-controller: the size in bytes that the server is to see of a volume that has
+  /// grown.
+  public static let capacityAnnotation = "csi.ycloud.yusur.io/capacity"
+  /// Member of an attachment's reported metadata: the size in bytes that the server sees.
+  public static let shownCapacity = "capacity"
   /// Annotation of a machine: any new value restarts it.
   public static let restartAnnotation = "iaas.yusur.io/restart-requested"
   /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.

@@ -31,7 +31,7 @@ struct ControlPlane: Sendable {
     try await Self.closing(client) {
       let objects = ObjectApplier(client: client, fieldManager: Self.fieldManager)
       try await objects.apply([Self.namespace])
-      let definitions = try DeployFiles.manifests(in: "crds")
+      let definitions = try DeployFiles.manifests(in: "crds") + DeployFiles.manifests(in: "snapshot-crds")
       try await objects.apply(definitions)
       try await objects.apply(try DeployFiles.manifests(in: "rbac"))
       try await objects.apply(try DeployFiles.manifests(file: "storage-class.yaml"))
@@ -41,6 +41,7 @@ struct ControlPlane: Sendable {
       for definition in definitions {
         try await objects.waitUntilServed(definition)
       }
+      try await objects.apply(try DeployFiles.manifests(file: "snapshot-class.yaml"))
       for host in settings.hostNames {
         try await objects.apply(try hostObjects(host))
       }

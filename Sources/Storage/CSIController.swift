@@ -40,6 +40,7 @@ public struct CSIController: Sendable {
     /// How often a claim that waits for room in the pool is tried again.
     public var retryDelay: Duration = .seconds(10)
     public var workers = 8
+    public var snapshots = SnapshotRole.all
     /// Where the lease and the address for uploads are kept.
     public var systemNamespace = "ycloud-system"
     public var electsLeader = true
@@ -101,9 +102,14 @@ public struct CSIController: Sendable {
     let cluster = KubernetesCluster(client: client, recorder: recorder, logger: logger, registry: registry)
     let queue = WorkQueue(name: "volumes", registry: registry)
     let feed = VolumeFeed(cluster: cluster, queue: queue)
+    let snapshotFeed = SnapshotFeed(
+      cluster: cluster, volumes: feed, looksAfterSnapshots: settings.snapshots == .all, registry: registry)
     let uploads = UploadService(
       backend: pool, cluster: cluster, metrics: metrics, logger: logger,
-      onEnd: { handle, claim in feed.changed(handle, claim: claim) })
+      onEnd: { handle, claim in
+        feed.changed(handle, claim: claim)
+        snapshotFeed.claimChanged(claim)
+      })
     let reconciler = VolumeReconciler(
       backend: pool, cluster: cluster, metrics: metrics, logger: logger, retryDelay: settings.retryDelay,
       isUploading: { uploads.isActive($0) })
@@ -126,6 +132,16 @@ public struct CSIController: Sendable {
       Controller(
         name: "volumes", reconciler: VolumeReconcile(reconciler: reconciler), queue: queue, workers: settings.workers,
         logger: logger, registry: registry))
+    if settings.snapshots != .none {
+      let service = SnapshotService(
+        role: settings.snapshots, backend: pool, cluster: cluster, feed: snapshotFeed, client: client,
+        metrics: metrics, workers: settings.workers, retryDelay: settings.retryDelay, registry: registry,
+        logger: logger)
+      manager.add(name: "caches of snapshots", scope: .always) { try await service.watch() }
+      manager.add(name: "snapshots", scope: .leader) {
+        try await service.work(isUploading: { uploads.isActive($0) })
+      }
+    }
     let grace = max(settings.orphanGrace, .seconds(1))
     manager.add(name: "orphan collection", scope: .leader) { [logger] in
       try await collectOrphans(pool, cluster, grace: grace, metrics: metrics, logger: logger)

@@ -11,12 +11,14 @@ package final class KubernetesCluster: VolumeCluster {
   package let persistentVolumes: ObjectCache<PersistentVolume>
   package let storageClasses: ObjectCache<StorageClass>
   package let attachments: ObjectCache<VolumeAttachment>
-  private let client: KubernetesClient
-  private let recorder: EventRecorder
+  package let snapshotCaches: SnapshotCaches
+  let client: KubernetesClient
+  let recorder: EventRecorder
 
   package init(client: KubernetesClient, recorder: EventRecorder, logger: Logger, registry: MetricsRegistry?) {
     self.client = client
     self.recorder = recorder
+    snapshotCaches = SnapshotCaches(client: client, logger: logger, registry: registry)
     claims = ObjectCache(
       client: client,
       indexers: [
@@ -24,6 +26,9 @@ package final class KubernetesCluster: VolumeCluster {
         "class": { ClaimView($0)?.className.map { [$0] } ?? [] },
         // Claims that want to be a clone of the one named.
         "source": { ClaimView($0)?.sourceKeys.map(\.description) ?? [] },
+        // Claims that want to be made from the VolumeSnapshot named.
+        "snapshot": { ClaimView($0)?.snapshotKey.map { [$0.description] } ?? [] },
+        "protected": { $0.metadata.hasFinalizer(SnapshotNames.claimFinalizer) ? ["true"] : [] },
       ], logger: logger, registry: registry)
     persistentVolumes = ObjectCache(
       client: client, indexers: ["handle": { PersistentVolumeView($0).map { [$0.handle] } ?? [] }], logger: logger,
@@ -119,7 +124,8 @@ extension KubernetesCluster {
     return present.map { $0.metadata.uid == hold.uid && !$0.metadata.isBeingDeleted } ?? false
   }
 
-  private func orNil<Value>(_ body: () async throws -> Value?) async throws -> Value? {
+  /// Nil where the object is gone.
+  func orNil<Value>(_ body: () async throws -> Value?) async throws -> Value? {
     do { return try await body() } catch let error as KubernetesError where error.code == .notFound { return nil }
   }
 }
@@ -143,7 +149,8 @@ extension KubernetesCluster {
   }
 
   package func addFinalizer(_ volume: PersistentVolumeView) async throws {
-    try await changeFinalizers(volume) { $0.contains(StorageNames.finalizer) ? $0 : $0 + [StorageNames.finalizer] }
+    _ = try await changeFinalizers(
+      PersistentVolume.self, volume.name, nil, uid: volume.uid, [StorageNames.finalizer], present: true)
   }
 
   package func withdraw(_ volume: PersistentVolumeView) async throws {
@@ -154,25 +161,26 @@ extension KubernetesCluster {
         // Gone, or another one of that name by now.
       }
     }
-    try await changeFinalizers(volume) { $0.filter { $0 != StorageNames.finalizer } }
+    _ = try await changeFinalizers(
+      PersistentVolume.self, volume.name, nil, uid: volume.uid, [StorageNames.finalizer], present: false)
   }
 
-  private func changeFinalizers(_ volume: PersistentVolumeView, _ change: ([String]) -> [String]) async throws {
-    let current: PersistentVolume
-    do {
-      current = try await client.get(PersistentVolume.self, name: volume.name)
-    } catch let error as KubernetesError where error.code == .notFound {
-      return
-    }
-    let present = current.metadata.finalizers ?? []
-    let wanted = change(present)
-    guard current.metadata.uid == volume.uid, wanted != present else { return }
-    var metadata: JSONValue = ["finalizers": .array(wanted.map { .string($0) })]
+  /// Adds or removes finalizers of the object with this UID.
+  ///
+  /// - Returns: the object as it is then; nil where it is gone, or where nothing had to be written.
+  func changeFinalizers<Object: KubernetesObject>(
+    _ type: Object.Type, _ name: String, _ namespace: String?, uid: String, _ finalizers: [String], present: Bool
+  ) async throws -> Object? {
+    guard let current = try await orNil({ try await self.client.get(Object.self, name: name, namespace: namespace) })
+    else { return nil }
+    let old = current.metadata.finalizers ?? []
+    let new = old.filter { !finalizers.contains($0) } + (present ? finalizers : [])
+    guard current.metadata.uid == uid, Set(new) != Set(old) else { return nil }
+    var metadata: JSONValue = ["finalizers": .array(new.map { .string($0) })]
     metadata["resourceVersion"] = current.metadata.resourceVersion.map { .string($0) }
-    do {
-      _ = try await client.mergePatch(PersistentVolume.self, name: volume.name, patch: ["metadata": metadata])
-    } catch let error as KubernetesError where error.code == .notFound {
-      // The last finalizer went by another hand.
+    // The last finalizer may go by another hand.
+    return try await orNil {
+      try await self.client.mergePatch(Object.self, name: name, namespace: namespace, patch: ["metadata": metadata])
     }
   }
 

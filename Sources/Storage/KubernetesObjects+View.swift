@@ -1,3 +1,4 @@
+import IaaS
 import Kubernetes
 
 extension ClaimView {
@@ -11,6 +12,11 @@ extension ClaimView {
     isBeingDeleted = claim.metadata.isBeingDeleted
     annotations = claim.metadata.annotations ?? [:]
     isBound = claim.status?.phase == "Bound"
+    finalizers = claim.metadata.finalizers ?? []
+    capacityBytes = claim.status?.capacity?["storage"]?.bytes
+    for condition in claim.status?.conditions ?? [] where condition.status == "True" {
+      if let type = GrowthCondition(rawValue: condition.type) { growth[type] = condition.message ?? "" }
+    }
     guard let spec = claim.spec else { return }
     className = spec.storageClassName ?? annotations["volume.beta.kubernetes.io/storage-class"]
     volumeName = spec.volumeName.flatMap { $0.isEmpty ? nil : $0 }
@@ -18,7 +24,10 @@ extension ClaimView {
     volumeMode = spec.volumeMode
     requestBytes = spec.resources?.requests?["storage"]?.bytes
     hasSelector = spec.selector != nil
-    dataSource = spec.dataSource.map { DataSource(apiGroup: $0.apiGroup, kind: $0.kind, name: $0.name) }
+    dataSource =
+      spec.dataSourceRef.map {
+        DataSource(apiGroup: $0.apiGroup, kind: $0.kind, name: $0.name, namespace: $0.namespace)
+      } ?? spec.dataSource.map { DataSource(apiGroup: $0.apiGroup, kind: $0.kind, name: $0.name) }
   }
 }
 
@@ -33,11 +42,22 @@ extension PersistentVolumeView {
       reclaimPolicy: spec.persistentVolumeReclaimPolicy ?? "Retain")
     isBeingDeleted = volume.metadata.isBeingDeleted
     hasFinalizer = volume.metadata.hasFinalizer(StorageNames.finalizer)
+    capacityBytes = spec.capacity?["storage"]?.bytes
     isProvisionedByUs = volume.metadata.annotations?[StorageNames.provisionedBy] == StorageNames.driver
     claimUID = spec.claimRef?.uid
     if let namespace = spec.claimRef?.namespace, let claimName = spec.claimRef?.name {
       claimKey = ClaimKey(namespace: namespace, name: claimName)
     }
+  }
+}
+
+extension AttachmentView {
+  init?(_ attachment: VolumeAttachment) {
+    guard let name = attachment.metadata.name else { return nil }
+    self.init(name: name, node: attachment.spec.nodeName)
+    isBeingDeleted = attachment.metadata.isBeingDeleted
+    wantedBytes = attachment.metadata.annotations?[Names.capacityAnnotation].flatMap { Int64($0) }
+    shownBytes = attachment.status?.attachmentMetadata?[Names.shownCapacity].flatMap { Int64($0) }
   }
 }
 

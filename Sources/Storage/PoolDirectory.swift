@@ -11,6 +11,8 @@ final class PoolDirectory: Sendable {
     let isRegular: Bool
     let sizeBytes: Int64
     let allocatedBytes: Int64
+    /// When the content was last written, in nanoseconds since 1970.
+    let modificationTime: Int64
   }
 
   let path: String
@@ -64,7 +66,17 @@ final class PoolDirectory: Sendable {
       throw .system(operation, "look at '\(path)/\(name)'", error.rawValue)
     }
     return FileStatus(
-      isRegular: status.type == .regular, sizeBytes: status.size, allocatedBytes: status.sizeAllocated)
+      isRegular: status.type == .regular, sizeBytes: status.size, allocatedBytes: status.sizeAllocated,
+      modificationTime: PoolDirectory.nanoseconds(status.st_mtim))
+  }
+
+  /// The members of `timespec` belong to whichever C module was seen first, so they are read by their place.
+  private static func nanoseconds(_ time: timespec) -> Int64 {
+    // SAFETY: timespec is two 64-bit numbers, seconds and nanoseconds, on every 64-bit Linux.
+    withUnsafeBytes(of: time) { bytes in
+      bytes.loadUnaligned(as: Int64.self) &* 1_000_000_000
+        &+ bytes.loadUnaligned(fromByteOffset: 8, as: Int64.self)
+    }
   }
 
   /// Removes a file; one that is not there is no error.
@@ -150,6 +162,11 @@ struct OpenFile: ~Copyable, Sendable {
 
   func sync(operation: String) throws(StorageError) {
     guard fsync(descriptor) == 0 else { throw .system(operation, "sync '\(path)'", errno) }
+  }
+
+  /// Takes the right to write away, from the owner too.
+  func makeReadOnly(operation: String) throws(StorageError) {
+    guard fchmod(descriptor, 0o400) == 0 else { throw .system(operation, "make '\(path)' read-only", errno) }
   }
 
   /// Shares all extents of `source` (`FICLONE`, ioctl_ficlone(2)): independent of the size, and no data is copied.

@@ -127,6 +127,10 @@ private final class PoolUpload: VolumeUpload {
 
   func commit() async throws(StorageError) -> Volume {
     try await pool.blocking(operation, on: ReflinkPool.transferThreads) { () throws(StorageError) in
+      // The volume may have grown between being looked at and the beginning of the upload.
+      if let present = try self.pool.find(self.handle, operation: self.operation), present.sizeBytes > self.sizeBytes {
+        try self.file.truncate(to: present.sizeBytes, operation: self.operation)
+      }
       try self.file.sync(operation: self.operation)
       let volume = try self.pool.replaceContent(
         of: self.handle, number: self.number, stagingName: self.stagingName, operation: self.operation)

@@ -15,24 +15,92 @@ extension ReflinkPool {
     let operation = "clone volume \(source) to \(handle)"
     return try await blocking(operation) { () throws(StorageError) in
       try self.make(handle, sizeBytes: sizeBytes, operation: operation) { (file) throws(StorageError) in
-        guard self.state.withLock({ $0.uploads[source] }) == nil else {
-          throw StorageError(
-            .busy, operation: operation, message: "an upload into the source is in progress; clone it when it is done")
-        }
+        try self.requireNoUpload(source, operation: operation)
         let name = ReflinkPool.fileName(source)
         guard let content = try self.volumesFolder.openFile(name, flags: O_RDONLY, operation: operation) else {
-          throw StorageError(
-            .notFound, operation: operation, message: "the pool '\(self.path)' has no volume '\(source)'")
+          throw self.noVolume(source, operation: operation)
         }
-        let sourceSize = try content.sizeBytes(operation: operation)
-        guard sourceSize <= sizeBytes else {
-          throw StorageError(
-            .invalidSize, operation: operation,
-            message: "\(sizeBytes) bytes are asked for, but the source has \(sourceSize)")
-        }
-        try file.shareContent(of: content, operation: operation)
+        try self.fill(file, with: content, atMost: sizeBytes, operation: operation)
       }
     }
+  }
+
+  public func clone(
+    snapshot source: SnapshotHandle, to handle: VolumeHandle, sizeBytes: Int64
+  ) async throws(StorageError) -> Volume {
+    let operation = "clone snapshot \(source) to \(handle)"
+    return try await blocking(operation) { () throws(StorageError) in
+      try self.make(handle, sizeBytes: sizeBytes, operation: operation) { (file) throws(StorageError) in
+        let name = ReflinkPool.fileName(source)
+        guard let content = try self.snapshotsFolder.openFile(name, flags: O_RDONLY, operation: operation) else {
+          throw StorageError(
+            .notFound, operation: operation, message: "the pool '\(self.path)' has no snapshot '\(source)'")
+        }
+        try self.fill(file, with: content, atMost: sizeBytes, operation: operation)
+      }
+    }
+  }
+
+  private func fill(
+    _ file: borrowing OpenFile, with content: borrowing OpenFile, atMost sizeBytes: Int64, operation: String
+  ) throws(StorageError) {
+    let sourceSize = try content.sizeBytes(operation: operation)
+    guard sourceSize <= sizeBytes else {
+      throw StorageError(
+        .invalidSize, operation: operation,
+        message: "\(sizeBytes) bytes are asked for, but the source has \(sourceSize)")
+    }
+    try file.shareContent(of: content, operation: operation)
+  }
+
+  func requireNoUpload(_ source: VolumeHandle, operation: String) throws(StorageError) {
+    guard state.withLock({ $0.uploads[source] }) == nil else {
+      throw StorageError(
+        .busy, operation: operation, message: "an upload into volume \(source) is in progress; wait until it is done")
+    }
+  }
+
+  func noVolume(_ handle: VolumeHandle, operation: String) -> StorageError {
+    StorageError(.notFound, operation: operation, message: "the pool '\(path)' has no volume '\(handle)'")
+  }
+
+  public func grow(_ handle: VolumeHandle, toBytes sizeBytes: Int64) async throws(StorageError) -> Volume {
+    let operation = "grow volume \(handle)"
+    return try await blocking(operation) { () throws(StorageError) in
+      let name = ReflinkPool.fileName(handle)
+      guard let present = try self.find(handle, operation: operation),
+        let file = try self.volumesFolder.openFile(name, flags: O_RDWR, operation: operation)
+      else { throw self.noVolume(handle, operation: operation) }
+      if present.sizeBytes < sizeBytes {
+        let added = sizeBytes - present.sizeBytes
+        try self.admit(sizeBytes, adding: added, operation: operation)
+        defer { self.state.withLock { $0.reservedBytes -= added } }
+        try self.extend(file, handle, to: sizeBytes, operation: operation)
+      }
+      // Also where it had the size already: who gave it that may have died before this.
+      try file.sync(operation: operation)
+      return try self.find(handle, operation: operation) ?? present
+    }
+  }
+
+  /// In one step with what an upload's commit does, so that neither undoes the other.
+  private func extend(
+    _ file: borrowing OpenFile, _ handle: VolumeHandle, to sizeBytes: Int64, operation: String
+  ) throws(StorageError) {
+    let descriptor = file.descriptor
+    let path = file.path
+    let failure = state.withLock { state -> StorageError? in
+      guard state.uploads[handle] == nil else {
+        return StorageError(
+          .busy, operation: operation, message: "an upload into volume \(handle) is in progress; wait until it is done")
+      }
+      guard ftruncate(descriptor, off_t(sizeBytes)) == 0 else {
+        return .system(operation, "set the size of '\(path)' to \(sizeBytes) bytes", errno)
+      }
+      state.sizes[handle] = sizeBytes
+      return nil
+    }
+    if let failure { throw failure }
   }
 
   public func delete(_ handle: VolumeHandle) async throws(StorageError) {
@@ -99,7 +167,7 @@ extension ReflinkPool {
   /// Capacity and number of volumes; a few microseconds on the caller's thread.
   func usage() throws(StorageError) -> (capacity: PoolCapacity, volumes: Int) {
     let (total, free) = try space(operation: "read the pool's capacity")
-    let (provisioned, volumes) = state.withLock { (saturatingSum($0.sizes.values), $0.sizes.count) }
+    let (provisioned, volumes) = state.withLock { (ReflinkPool.promised($0), $0.sizes.count) }
     let capacity = PoolCapacity(
       totalBytes: total, freeBytes: free, provisionedBytes: provisioned, provisionableBytes: provisionable(total: total)
     )
@@ -127,6 +195,11 @@ extension ReflinkPool {
     return (Int64(clamping: total), Int64(clamping: free))
   }
 
+  /// What all volumes and snapshots may come to take.
+  static func promised(_ state: State) -> Int64 {
+    saturatingSum([saturatingSum(state.sizes.values), saturatingSum(state.snapshots.values)])
+  }
+
   func reserveBytes(total: Int64) -> Int64 { Int64(Double(total) * policy.reserveFraction) }
 
   private func provisionable(total: Int64) -> Int64 {
@@ -151,7 +224,7 @@ extension ReflinkPool {
       }
       return present
     }
-    try admit(sizeBytes, operation: operation)
+    try admit(sizeBytes, adding: sizeBytes, operation: operation)
     defer { state.withLock { $0.reservedBytes -= sizeBytes } }
 
     let name = ReflinkPool.fileName(handle)
@@ -174,8 +247,8 @@ extension ReflinkPool {
     return volume
   }
 
-  /// Promises room for a volume, or says why not.
-  private func admit(_ sizeBytes: Int64, operation: String) throws(StorageError) {
+  /// Promises room for a volume or a snapshot of `sizeBytes`, which is that much more than before, or says why not.
+  func admit(_ sizeBytes: Int64, adding: Int64, operation: String) throws(StorageError) {
     guard sizeBytes > 0 else {
       throw StorageError(.invalidSize, operation: operation, message: "a volume of \(sizeBytes) bytes is not possible")
     }
@@ -189,21 +262,23 @@ extension ReflinkPool {
     guard free > reserve else {
       throw StorageError(
         .poolFull, operation: operation,
-        message: "the pool is full: no more than its reserve of \(reserve) bytes is free; delete volumes or enlarge it")
+        message: """
+          the pool is full: no more than its reserve of \(reserve) bytes is free; delete volumes or snapshots, or enlarge \
+          it
+          """)
     }
     let limit = provisionable(total: total)
     let admitted = state.withLock { state -> Bool in
-      let promised = saturatingSum(state.sizes.values)
-      guard saturatingSum([promised, state.reservedBytes, sizeBytes]) <= limit else { return false }
-      state.reservedBytes += sizeBytes
+      guard saturatingSum([ReflinkPool.promised(state), state.reservedBytes, adding]) <= limit else { return false }
+      state.reservedBytes += adding
       return true
     }
     guard admitted else {
       throw StorageError(
         .overcommitted, operation: operation,
         message: """
-          with this volume of \(sizeBytes) bytes the pool would promise more than \(limit) bytes \
-          (overcommit ratio \(policy.overcommitRatio)); delete volumes, enlarge the pool or raise the ratio
+          with \(adding) bytes more the pool would promise more than \(limit) bytes \
+          (overcommit ratio \(policy.overcommitRatio)); delete volumes or snapshots, enlarge the pool or raise the ratio
           """)
     }
   }

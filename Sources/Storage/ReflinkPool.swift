@@ -8,6 +8,7 @@ import Synchronization
 ///     <pool>/staging/                volumes being made, uploads on their way in
 ///     <pool>/trash/                  volumes being removed, orphans before they are removed
 ///     <pool>/retained/<handle>.img   volumes whose PersistentVolume was deleted under the policy Retain
+///     <pool>/snapshots/<handle>.img  snapshots, which nobody may write to
 ///
 /// A volume is completed in `staging`, made durable, and only then given its name in `volumes`; it leaves by a rename
 /// into `trash`. So a process that dies at any instruction leaves whole volumes and rubbish in two known folders.
@@ -36,10 +37,13 @@ public final class ReflinkPool: VolumeBackend {
   struct State {
     /// The size of every volume, kept in step with the folder: nobody else writes to it.
     var sizes: [VolumeHandle: Int64] = [:]
-    /// Promised to volumes that are being made.
+    /// The size of every snapshot: so much of what its volume had may have to be kept beside what is written now.
+    var snapshots: [SnapshotHandle: Int64] = [:]
+    /// Promised to volumes and snapshots that are being made, or grow.
     var reservedBytes: Int64 = 0
     /// Volumes being made, by which two requests for one do not share a staging file.
     var making: Set<VolumeHandle> = []
+    var taking: Set<SnapshotHandle> = []
     /// Uploads in progress, each with a number of its own: a volume that is deleted loses its entry.
     var uploads: [VolumeHandle: UInt64] = [:]
     var nextUpload: UInt64 = 1
@@ -56,6 +60,7 @@ public final class ReflinkPool: VolumeBackend {
   let staging: PoolDirectory
   let trash: PoolDirectory
   let retained: PoolDirectory
+  let snapshotsFolder: PoolDirectory
   let state: Mutex<State>
   private let lock: OpenFile
 
@@ -84,6 +89,7 @@ public final class ReflinkPool: VolumeBackend {
     staging = try PoolDirectory("staging", in: root, operation: operation)
     trash = try PoolDirectory("trash", in: root, operation: operation)
     retained = try PoolDirectory("retained", in: root, operation: operation)
+    snapshotsFolder = try PoolDirectory("snapshots", in: root, operation: operation)
     self.path = path
     self.policy = policy
 
@@ -94,12 +100,14 @@ public final class ReflinkPool: VolumeBackend {
     for volume in try ReflinkPool.scan(volumesFolder, operation: operation) {
       state.sizes[volume.handle] = volume.sizeBytes
     }
+    state.snapshots = try ReflinkPool.scanSnapshots(snapshotsFolder, operation: operation)
     recovery = Recovery(
       volumes: state.sizes.count, removedFromStaging: removedFromStaging, removedFromTrash: removedFromTrash)
     self.state = Mutex(state)
   }
 
   static func fileName(_ handle: VolumeHandle) -> String { "\(handle.name).img" }
+  static func fileName(_ handle: SnapshotHandle) -> String { "\(handle.name).img" }
 
   /// Threads for content, which may wait for the disk for a long time: a clone never stands behind an upload.
   static let transferThreads = makeThreads(4)

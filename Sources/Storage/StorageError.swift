@@ -28,6 +28,9 @@ public struct StorageError: Error, Sendable, CustomStringConvertible {
     case contentMismatch
     /// A system call failed for a reason not listed here.
     case io
+
+    /// The code as conditions and events write it.
+    var reason: String { rawValue.prefix(1).uppercased() + rawValue.dropFirst() }
   }
 
   public let code: Code

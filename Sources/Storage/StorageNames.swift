@@ -45,3 +45,23 @@ public enum UploadPhase: String, Sendable, Hashable, CaseIterable {
   /// The last upload did not succeed; it may be repeated.
   case failed = "Failed"
 }
+
+/// The names of `snapshot.storage.k8s.io`, as users of the API know them.
+public enum SnapshotNames {
+  public static let group = "snapshot.storage.k8s.io"
+  /// On a claim of which a snapshot is being taken.
+  public static let claimFinalizer = "snapshot.storage.kubernetes.io/pvc-as-source-protection"
+  /// On a VolumeSnapshot that volumes are made from.
+  public static let sourceFinalizer = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection"
+  /// On a VolumeSnapshot that has a content.
+  public static let boundFinalizer = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection"
+  /// On a VolumeSnapshotContent: the snapshot in the storage goes first.
+  public static let contentFinalizer = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
+  /// On a VolumeSnapshotContent: its VolumeSnapshot is being deleted, so it may go.
+  public static let beingDeleted = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
+  /// On a VolumeSnapshotClass: `"true"` makes it its driver's default.
+  public static let defaultClass = "snapshot.storage.kubernetes.io/is-default-class"
+
+  /// The VolumeSnapshotContent that is made for a VolumeSnapshot.
+  public static func content(snapshotUID: String) -> String { "snapcontent-\(snapshotUID)" }
+}

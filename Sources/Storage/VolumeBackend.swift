@@ -48,6 +48,24 @@ public protocol VolumeBackend: Sendable {
   /// Removes the volume and its content; a volume that is not there is no error.
   func delete(_ handle: VolumeHandle) async throws(StorageError)
 
+  /// Makes a volume larger; one that has `sizeBytes` or more is left as it is. Durable when it returns.
+  func grow(_ handle: VolumeHandle, toBytes sizeBytes: Int64) async throws(StorageError) -> Volume
+
+  /// Takes a snapshot: the content of `source` at one moment, also while it is written to. What was written before the
+  /// call is in it. One that is there already is left as it is. Durable when it returns.
+  func takeSnapshot(of source: VolumeHandle, as handle: SnapshotHandle) async throws(StorageError) -> Snapshot
+
+  /// The snapshot, or nil.
+  func snapshot(_ handle: SnapshotHandle) async throws(StorageError) -> Snapshot?
+
+  /// Removes a snapshot; one that is not there is no error. Volumes made from it keep what they have.
+  func deleteSnapshot(_ handle: SnapshotHandle) async throws(StorageError)
+
+  /// Makes a volume with the content of a snapshot, and zeroes behind it up to `sizeBytes`.
+  func clone(
+    snapshot source: SnapshotHandle, to handle: VolumeHandle, sizeBytes: Int64
+  ) async throws(StorageError) -> Volume
+
   /// The volume as it is now, or nil.
   func volume(_ handle: VolumeHandle) async throws(StorageError) -> Volume?
 

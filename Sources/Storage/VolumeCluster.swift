@@ -12,6 +12,10 @@ package protocol VolumeCluster: Sendable {
   func attachments(persistentVolumes: [String]) -> [String]
   /// What keeps servers away from a volume for an upload, where something does.
   func uploadHold(_ handle: VolumeHandle) -> UploadHold?
+  /// The attachments of a PersistentVolume, with what they show.
+  func attached(persistentVolume: String) -> [AttachmentView]
+  func snapshot(_ key: SnapshotKey) -> SnapshotView?
+  func snapshotContent(_ name: String) -> ContentView?
 
   /// What tells this cluster from others, for as long as it exists.
   func currentIdentity() async throws -> String
@@ -21,6 +25,7 @@ package protocol VolumeCluster: Sendable {
   func currentPersistentVolumes() async throws -> [PersistentVolumeView]
   func currentAttachments(persistentVolumes: [String]) async throws -> [String]
   func isCurrent(_ hold: UploadHold) async throws -> Bool
+  func currentAttached(persistentVolume: String) async throws -> [AttachmentView]
 
   /// Makes the PersistentVolume with the finalizer; one for the same claim and volume may be there already.
   func publish(_ draft: PersistentVolumeDraft) async throws
@@ -36,6 +41,11 @@ package protocol VolumeCluster: Sendable {
   ///
   /// - Parameter unchanged: write only if the claim is still as it was seen.
   func annotate(_ claim: ClaimView, _ annotations: [String: String?], unchanged: Bool) async throws
+  func raiseCapacity(of volume: PersistentVolumeView, toBytes: Int64) async throws
+  /// Asks the handler to show the volume with its new size; an attachment that is gone is no error.
+  func askForRescan(_ attachment: AttachmentView, bytes: Int64) async throws
+  /// Sets the conditions of growth that are true, and the capacity where it is given; a claim that is gone is no error.
+  func setGrowth(_ claim: ClaimView, _ conditions: [GrowthCondition: String], capacityBytes: Int64?) async throws
   func record(_ claim: ClaimView, isWarning: Bool, reason: String, message: String)
   func record(_ volume: PersistentVolumeView, isWarning: Bool, reason: String, message: String)
 }

@@ -7,6 +7,13 @@ struct VolumeFeed: Sendable {
   let cluster: KubernetesCluster
   let queue: WorkQueue
 
+  /// Claims that wait to be made from this VolumeSnapshot.
+  func snapshotChanged(_ key: SnapshotKey) {
+    for claim in cluster.claims.byIndex("snapshot", key.description) where claim.spec?.volumeName ?? "" == "" {
+      add(handles(of: claim))
+    }
+  }
+
   func start(claimDeleted: @escaping @Sendable (VolumeHandle, ClaimKey) -> Void) {
     cluster.claims.onChange { change in
       switch change {

@@ -6,8 +6,7 @@ public struct VolumeHandle: Sendable, Hashable, Comparable, CustomStringConverti
 
   /// - Throws: ``StorageError/Code/invalidHandle``.
   public init(_ name: String) throws(StorageError) {
-    let bytes = name.utf8
-    guard (1...128).contains(bytes.count), bytes.allSatisfy(VolumeHandle.isAllowed) else {
+    guard VolumeHandle.isPlain(name) else {
       throw StorageError(
         .invalidHandle, operation: "handle",
         message: "'\(name.prefix(140))' is not a volume handle: it takes 1 to 128 of a-z, 0-9 and '-'")
@@ -17,6 +16,10 @@ public struct VolumeHandle: Sendable, Hashable, Comparable, CustomStringConverti
 
   /// The handle of the volume that is provisioned for a claim.
   public init(claimUID: String) throws(StorageError) { try self.init("pvc-\(claimUID)") }
+
+  static func isPlain(_ name: String) -> Bool {
+    (1...128).contains(name.utf8.count) && name.utf8.allSatisfy(isAllowed)
+  }
 
   private static func isAllowed(_ byte: UInt8) -> Bool {
     (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte) || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)

@@ -23,20 +23,26 @@ func checkClaim(_ claim: ClaimView) -> Refusal? {
       "UnsupportedSelector",
       "claim \(claim.key): spec.selector is not supported for new volumes; make the claim again without it")
   }
-  if let source = claim.dataSource, source.kind != "PersistentVolumeClaim" || source.apiGroup ?? "" != "" {
+  if let source = claim.dataSource, !source.isClaim, !source.isSnapshot {
     return Refusal(
       "UnsupportedSource",
-      "claim \(claim.key): spec.dataSource is a \(source.kind), but only a PersistentVolumeClaim can be cloned")
+      "claim \(claim.key): spec.dataSource is a \(source.kind), but only a PersistentVolumeClaim or a VolumeSnapshot "
+        + "can be cloned")
+  }
+  if let source = claim.dataSource, let namespace = source.namespace, namespace != claim.key.namespace {
+    return Refusal(
+      "UnsupportedSource",
+      "claim \(claim.key): spec.dataSourceRef is in the namespace \(namespace), but it must be in the claim's own")
   }
   if let text = claim.annotations[StorageNames.cloneFrom], ClaimKey(text) == nil {
     return Refusal(
       "InvalidSource",
       "claim \(claim.key): annotation \(StorageNames.cloneFrom) is '\(text.prefix(300))', not <namespace>/<name>")
   }
-  if claim.sourceKeys.count > 1 {
+  if claim.sourceKeys.count + (claim.snapshotKey == nil ? 0 : 1) > 1 {
     return Refusal(
       "InvalidSource",
-      "claim \(claim.key): spec.dataSource and annotation \(StorageNames.cloneFrom) name different claims; keep one")
+      "claim \(claim.key): spec.dataSource and annotation \(StorageNames.cloneFrom) name different sources; keep one")
   }
   return nil
 }

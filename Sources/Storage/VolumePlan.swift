@@ -2,6 +2,7 @@
 package enum VolumeStep: Sendable, Hashable {
   case create(sizeBytes: Int64)
   case clone(from: VolumeHandle, sizeBytes: Int64)
+  case cloneSnapshot(from: SnapshotHandle, sizeBytes: Int64)
   /// Make the PersistentVolume; the cluster binds it.
   case publish(PersistentVolumeDraft)
   /// Tell the owner of the claim that the volume is there.
@@ -23,6 +24,16 @@ package enum VolumeStep: Sendable, Hashable {
   case setUploadPhase(ClaimView, UploadPhase, message: String)
   /// Let servers have the volume: the upload that kept them away is no more.
   case release(UploadHold)
+  /// Make the volume in the pool larger.
+  case grow(ClaimView, toBytes: Int64)
+  /// Say the volume's new size in its PersistentVolume.
+  case raiseCapacity(PersistentVolumeView, toBytes: Int64)
+  /// Have the server see the volume's new size.
+  case askForRescan(AttachmentView, bytes: Int64)
+  /// Tell the owner of the claim how far the growth is.
+  case setGrowth(ClaimView, [GrowthCondition: String])
+  /// Tell the owner of the claim that the room is there.
+  case finishGrowth(ClaimView, PersistentVolumeView, toBytes: Int64)
 }
 
 /// Why something is not done, for people and for programs.
@@ -87,12 +98,13 @@ private func plan(_ volume: PersistentVolumeView, _ view: VolumeView) -> [Volume
   var steps: [VolumeStep] = []
   if let claim = view.claim, claim.provisioningMessage != nil { steps.append(.announce(claim)) }
   // With a deletion asked for, the cluster's own protection lifts when the claim is gone: the volume is in use.
-  if volume.isBeingDeleted, volume.phase == "Bound" || !volume.hasFinalizer { return steps }
+  if volume.isBeingDeleted, !volume.hasFinalizer { return steps }
+  if volume.isBeingDeleted, volume.phase == "Bound" { return steps + planGrowth(volume, view) }
   if volume.isBeingDeleted || volume.mayLoseVolume { return planRemoval(volume, view) }
 
   if !volume.hasFinalizer { steps.append(.addFinalizer(volume)) }
   if view.file == nil { steps.append(.restore(volume)) }
-  return steps
+  return steps + planGrowth(volume, view)
 }
 
 private func planRemoval(_ volume: PersistentVolumeView, _ view: VolumeView) -> [VolumeStep] {
@@ -150,6 +162,11 @@ private func planProvisioning(_ claim: ClaimView, _ view: VolumeView) -> [Volume
   var size = sizeBytes
   if let file = view.file {
     size = file.sizeBytes
+  } else if claim.snapshotKey != nil {
+    switch checkSnapshotSource(claim, view.snapshotSource, sizeBytes: size) {
+    case .failure(let refusal): return [.refuse(claim, refusal.refusal)]
+    case .success(let source): steps.append(.cloneSnapshot(from: source, sizeBytes: size))
+    }
   } else if claim.sourceKeys.isEmpty {
     steps.append(.create(sizeBytes: size))
   } else {

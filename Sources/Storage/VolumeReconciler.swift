@@ -25,7 +25,7 @@ package final class VolumeReconciler<Backend: VolumeBackend, Cluster: VolumeClus
   let logger: Logger
   /// Whether an upload is in progress, up to the last word about it being written.
   private let isUploading: @Sendable (VolumeHandle) -> Bool
-  private let retryDelay: Duration
+  let retryDelay: Duration
   private let state = Mutex(State())
 
   package init(
@@ -71,12 +71,30 @@ package final class VolumeReconciler<Backend: VolumeBackend, Cluster: VolumeClus
     view.uploadHold = cluster.uploadHold(handle)
     view.isUploading = isUploading(handle)
     view.claimWasDeleted = state.withLock { $0.deletedClaims[handle] != nil }
-    guard let claim = view.claim, view.persistentVolumes.isEmpty else { return view }
+    guard let claim = view.claim else { return view }
+    if let name = claim.volumeName, let request = claim.requestBytes, let capacity = claim.capacityBytes,
+      request > capacity
+    {
+      view.attached = cluster.attached(persistentVolume: name)
+    }
+    guard view.persistentVolumes.isEmpty else { return view }
     view.storageClass = claim.className.flatMap(cluster.storageClass)
     if claim.sourceKeys.count == 1, view.storageClass != nil, view.file == nil {
       view.source = try await observeSource(claim.sourceKeys[0])
     }
+    if let key = claim.snapshotKey, view.storageClass != nil, view.file == nil {
+      view.snapshotSource = try await observeSnapshot(key)
+    }
     return view
+  }
+
+  private func observeSnapshot(_ key: SnapshotKey) async throws -> VolumeView.SnapshotSource {
+    var source = VolumeView.SnapshotSource(snapshot: cluster.snapshot(key))
+    source.content = source.snapshot?.status.contentName.flatMap(cluster.snapshotContent)
+    if let handle = source.content?.status.handle.flatMap({ try? SnapshotHandle($0) }) {
+      source.file = try await backend.snapshot(handle)
+    }
+    return source
   }
 
   private func observeSource(_ key: ClaimKey) async throws -> VolumeView.Source {
@@ -127,6 +145,16 @@ extension VolumeReconciler {
       logger.info(
         "volume cloned",
         metadata: ["volume": "\(handle)", "source": "\(source)", "bytes": "\(sizeBytes)", "took": "\(taken)"])
+    case .cloneSnapshot(let source, let sizeBytes):
+      let start = ContinuousClock.now
+      _ = try await backend.clone(snapshot: source, to: handle, sizeBytes: sizeBytes)
+      let taken = ContinuousClock.now - start
+      metrics.cloned(taken)
+      logger.info(
+        "volume made from a snapshot",
+        metadata: ["volume": "\(handle)", "snapshot": "\(source)", "bytes": "\(sizeBytes)", "took": "\(taken)"])
+    case .grow, .raiseCapacity, .askForRescan, .setGrowth, .finishGrowth:
+      try await executeGrowth(step, handle)
     case .publish(let draft):
       try await cluster.publish(draft)
     case .announce(let claim):
@@ -214,13 +242,13 @@ extension VolumeReconciler {
   /// What a failed step means: something the claim's owner has to know, something to wait for, or a fault to retry.
   private func failed(_ error: StorageError, _ step: VolumeStep, _ view: VolumeView) async throws -> Outcome {
     metrics.failed(error)
+    if case .grow(let claim, let bytes) = step { return try await growthFailed(error, claim, toBytes: bytes) }
     let isMaking: Bool
     switch step {
-    case .create, .clone, .publish: isMaking = true
+    case .create, .clone, .cloneSnapshot, .publish: isMaking = true
     default: isMaking = false
     }
-    let code = error.code.rawValue
-    let reason = code.prefix(1).uppercased() + code.dropFirst()
+    let reason = error.code.reason
     guard isMaking, let claim = view.claim else {
       if error.code == .busy { return .retry(after: retryDelay) }
       if let volume = view.persistentVolumes.first {

@@ -33,6 +33,32 @@ package struct ClassView: Sendable, Hashable {
   }
 }
 
+/// Conditions of a claim whose volume grows, by their names in Kubernetes.
+package enum GrowthCondition: String, Sendable, Hashable, CaseIterable {
+  /// The volume in the pool is being grown.
+  case resizing = "Resizing"
+  /// It has its size in the pool; a server has yet to see it.
+  case fileSystemResizePending = "FileSystemResizePending"
+  /// It could not be grown in the pool.
+  case controllerResizeError = "ControllerResizeError"
+}
+
+/// What the planner looks at in a VolumeAttachment.
+package struct AttachmentView: Sendable, Hashable {
+  package var name: String
+  package var node: String
+  package var isBeingDeleted = false
+  /// The size that the server is to see, as asked for in an annotation.
+  package var wantedBytes: Int64?
+  /// The size that the server sees, as its handler reports it.
+  package var shownBytes: Int64?
+
+  package init(name: String, node: String) {
+    self.name = name
+    self.node = node
+  }
+}
+
 /// What the planner looks at in a PersistentVolumeClaim.
 package struct ClaimView: Sendable, Hashable {
   /// `spec.dataSource`, as far as it matters.
@@ -40,12 +66,18 @@ package struct ClaimView: Sendable, Hashable {
     package var apiGroup: String?
     package var kind: String
     package var name: String
+    /// Set where it is in another namespace.
+    package var namespace: String?
 
-    package init(apiGroup: String?, kind: String, name: String) {
+    package init(apiGroup: String?, kind: String, name: String, namespace: String? = nil) {
       self.apiGroup = apiGroup
       self.kind = kind
       self.name = name
+      self.namespace = namespace
     }
+
+    package var isClaim: Bool { kind == "PersistentVolumeClaim" && apiGroup ?? "" == "" }
+    package var isSnapshot: Bool { kind == "VolumeSnapshot" && apiGroup == SnapshotNames.group }
   }
 
   package var key: ClaimKey
@@ -59,6 +91,11 @@ package struct ClaimView: Sendable, Hashable {
   package var volumeMode: String?
   /// What is asked for, in bytes; nil where it could not be read.
   package var requestBytes: Int64?
+  /// What the claim has been given, in bytes: what its owner may count on.
+  package var capacityBytes: Int64?
+  /// The conditions of growth that are true, with their messages.
+  package var growth: [GrowthCondition: String] = [:]
+  package var finalizers: [String] = []
   package var hasSelector = false
   package var dataSource: DataSource?
   package var annotations: [String: String] = [:]
@@ -75,6 +112,12 @@ package struct ClaimView: Sendable, Hashable {
   package var uploadPhase: UploadPhase? { annotations[StorageNames.uploadPhase].flatMap(UploadPhase.init) }
   package var isShared: Bool { annotations[StorageNames.shared] == "true" }
   package var provisioningMessage: String? { annotations[StorageNames.provisioningMessage] }
+
+  /// The snapshot that this claim is to be made from.
+  package var snapshotKey: SnapshotKey? {
+    guard let dataSource, dataSource.isSnapshot else { return nil }
+    return SnapshotKey(namespace: key.namespace, name: dataSource.name)
+  }
 
   /// The claims that this one wants to be a clone of: none, one, or two that contradict each other.
   package var sourceKeys: [ClaimKey] {
@@ -101,6 +144,7 @@ package struct PersistentVolumeView: Sendable, Hashable {
   /// `Pending`, `Available`, `Bound`, `Released` or `Failed`.
   package var phase: String
   package var reclaimPolicy: String
+  package var capacityBytes: Int64?
   package var claimUID: String?
   package var claimKey: ClaimKey?
 
@@ -147,6 +191,19 @@ package struct VolumeView: Sendable, Hashable {
     }
   }
 
+  /// The snapshot to be cloned, with what the pool has of it.
+  package struct SnapshotSource: Sendable, Hashable {
+    package var snapshot: SnapshotView?
+    package var content: ContentView?
+    package var file: Snapshot?
+
+    package init(snapshot: SnapshotView? = nil, content: ContentView? = nil, file: Snapshot? = nil) {
+      self.snapshot = snapshot
+      self.content = content
+      self.file = file
+    }
+  }
+
   package var handle: VolumeHandle
   package var claim: ClaimView?
   package var storageClass: ClassView?
@@ -156,9 +213,13 @@ package struct VolumeView: Sendable, Hashable {
   package var attachments: [String] = []
   /// What keeps servers away for an upload.
   package var uploadHold: UploadHold?
+  /// The same with what they show; looked up where the volume is to grow.
+  package var attached: [AttachmentView] = []
   package var isUploading = false
   /// Looked up for claims that want to be a clone of exactly one other.
   package var source: Source?
+  /// Looked up for claims that want to be made from a snapshot.
+  package var snapshotSource: SnapshotSource?
   /// The claim of this handle has been seen, and seen going.
   package var claimWasDeleted = false
 

@@ -1,7 +1,7 @@
-import ArgumentParser
+public import ArgumentParser
 import Kubernetes
 import Logging
-import Storage
+public import Storage
 import Telemetry
 import WebServer
 
@@ -29,6 +29,11 @@ struct CSIControllerCommand: AsyncParsableCommand {
   @Option(help: "The authority of that certificate (PEM), published for clients.") var uploadCa: String?
   @Option(help: "Seconds for which a volume that belongs to nobody is kept.") var orphanGrace = 60
   @Option(help: "How many volumes are worked on at the same time.") var workers = 8
+  @Option(
+    help: ArgumentHelp(
+      "Snapshots (snapshot.storage.k8s.io/v1): all, or contents where the cluster has a snapshot-controller, or none.",
+      valueName: "role"))
+  var snapshots = SnapshotRole.all
   @Option(help: "The namespace of the lease and of the ConfigMap 'upload'.") var namespace = "ycloud-system"
   @Flag(inversion: .prefixedNo, help: "Take part in the election of a leader.") var leaderElection = true
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
@@ -53,6 +58,7 @@ struct CSIControllerCommand: AsyncParsableCommand {
     settings.upload = try uploadSettings()
     settings.orphanGrace = .seconds(orphanGrace)
     settings.workers = workers
+    settings.snapshots = snapshots
     settings.systemNamespace = namespace
     settings.electsLeader = leaderElection
     settings.metricsAddress = metricsAddress
@@ -79,3 +85,5 @@ struct CSIControllerCommand: AsyncParsableCommand {
       host: listen.host, port: listen.port, url: uploadUrl, tls: tls, certificateAuthority: uploadCa)
   }
 }
+
+extension SnapshotRole: ExpressibleByArgument {}

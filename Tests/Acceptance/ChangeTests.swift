@@ -49,6 +49,55 @@ struct ChangeTests {
     try await cloud.deleteAndCheck("change")
   }
 
+  @Test("A disk that grows is seen by its running guest, and the claim says so only then")
+  func growWhileRunning() async throws {
+    let cloud = try CloudUnderTest.running
+    var manifest = MachineManifest(name: "grow")
+    manifest.userData = """
+      #!/bin/sh
+      while sleep 1; do
+        now=$(cat /sys/block/vda/size)
+        [ "$now" = "$last" ] || echo "sectors of vda: $now"
+        last=$now
+      done
+      """
+    try await cloud.apply(manifest.json)
+    try await cloud.eventuallyRunning("grow")
+    let console = "\(cloud.directory)/hosts/host-01/console.log"
+    try await eventually(within: .seconds(60), "the guest tells its size") {
+      textOf(console).contains("sectors of vda: \(256 << 11)")
+    }
+    let wish = #"{"spec":{"resources":{"requests":{"storage":"384Mi"}}}}"#
+    try await cloud.kubectl("patch", "pvc", "grow-root", "--type=merge", "-p", wish)
+    try await eventually(within: .seconds(60), every: .milliseconds(200), "the claim has grown") {
+      try await cloud.object("pvc", "grow-root")?["status"]?["capacity"]?["storage"]?.stringValue == "384Mi"
+    }
+    try await eventually(within: .seconds(30), "the guest sees it") {
+      textOf(console).contains("sectors of vda: \(384 << 11)")
+    }
+
+    // A snapshot of the disk that the guest runs from becomes the disk of another volume.
+    try await cloud.apply([
+      "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": ["name": "grow-now"],
+      "spec": ["source": ["persistentVolumeClaimName": "grow-root"]],
+    ])
+    try await eventually(within: .seconds(30), every: .milliseconds(200), "the snapshot is ready") {
+      let status = try await cloud.object("volumesnapshot", "grow-now")?["status"]
+      return status?["readyToUse"]?.boolValue == true && status?["restoreSize"]?.stringValue == "384Mi"
+    }
+    try await cloud.kubectl("delete", "volumesnapshot", "grow-now")
+    try await cloud.deleteAndCheck("grow")
+  }
+
+  private func textOf(_ path: String) -> String {
+    let file = open(path, O_RDONLY)
+    guard file >= 0 else { return "" }
+    defer { close(file) }
+    var bytes = [UInt8](repeating: 0, count: 1 << 20)
+    let count = read(file, &bytes, bytes.count)
+    return String(decoding: bytes.prefix(max(count, 0)), as: UTF8.self)
+  }
+
   @Test("A host that is removed while claimed stays until its machine is gone")
   func removeClaimedHost() async throws {
     let cloud = try CloudUnderTest.running

@@ -191,6 +191,39 @@ struct HandlerTests {
     #expect(HandlerPlan.steps(view) == [])
   }
 
+  @Test("A volume that has grown is shown with its new size, after everything else, once")
+  func grow() {
+    var view = HandlerView(host: host(), volumesDirectory: "/p")
+    var grown = attachment()
+    grown.metadata.annotations?[Names.capacityAnnotation] = "8192"
+    view.attachments = [grown, attachment(volume: "pvc-2")]
+    view.volumes = [shown.0]
+    view.functions = [shown.1]
+    #expect(
+      HandlerPlan.steps(view) == [
+        .createVolume(name: "pvc-2", file: "/p/pvc-2.img", readOnly: false),
+        .plug(function: "blk-01-pvc-2", volume: "pvc-2", readOnly: false), .growVolume("pvc-1", bytes: 8192),
+      ])
+    view.attachments = [grown]
+    // Shown with another size it is; a volume that is not there yet is opened with the size that it has.
+    view.volumes[0].blockCount = 16
+    #expect(HandlerPlan.steps(view) == [])
+    view.volumes = []
+    view.functions = []
+    #expect(HandlerPlan.steps(view).count == 2)
+  }
+
+  @Test("A size that is no number is not looked at", arguments: ["-1", "", "1e9", "99999999999999999999999"])
+  func damagedSize(_ text: String) {
+    var view = HandlerView(host: host(), volumesDirectory: "/p")
+    var damaged = attachment()
+    damaged.metadata.annotations?[Names.capacityAnnotation] = text
+    view.attachments = [damaged]
+    view.volumes = [shown.0]
+    view.functions = [shown.1]
+    #expect(HandlerPlan.steps(view) == [])
+  }
+
   @Test("An attachment for a machine that does not hold the host has no effect")
   func fence() {
     for (claim, attachment) in [

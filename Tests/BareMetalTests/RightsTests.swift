@@ -66,6 +66,27 @@ struct RightsTests {
     }
   }
 
+  @Test("csi-controller makes and removes volumes and contents only, never what people made, and sees no secret")
+  func storage() throws {
+    let rules = try Self.rules("rbac/csi-controller.yaml").filter { $0.kind == "ClusterRole" }
+    let makes = rules.filter { !$0.verbs.isDisjoint(with: ["create", "delete"]) && $0.resource != "events" }
+    #expect(Set(makes.map(\.resource)) == ["persistentvolumes", "volumesnapshotcontents"])
+    #expect(
+      !rules.contains { $0.resource == "secrets" || $0.verbs.contains("*") || $0.verbs.contains("deletecollection") })
+    for resource in ["volumesnapshots/status", "volumesnapshotcontents/status", "persistentvolumeclaims/status"] {
+      #expect(rules.contains { $0.resource == resource && $0.verbs == ["patch"] }, "\(resource)")
+    }
+  }
+
+  @Test("Users take snapshots and do not write their status, which names the content")
+  func users() throws {
+    let rules = try Self.rules("rbac/users.yaml").filter { $0.resource.hasPrefix("volumesnapshot") }
+    #expect(rules.contains { $0.resource == "volumesnapshots" && $0.verbs.contains("create") })
+    for rule in rules where rule.resource != "volumesnapshots" {
+      #expect(rule.verbs == ["get", "list", "watch"], "\(rule.resource)")
+    }
+  }
+
   @Test("A handler reads and reports on its own host only, and writes no events")
   func handler() throws {
     let common = try Self.rules("rbac/bm-handler.yaml")

@@ -11,6 +11,10 @@ final class SimulatedCloud: VolumeCluster, VolumeBackend {
     var volumes: [String: PersistentVolumeView] = [:]
     /// Names of PersistentVolumes that are attached.
     var attached: Set<String> = []
+    /// What servers see of the attached, and what they were asked to see.
+    var attachments: [String: AttachmentView] = [:]
+    var snapshots: [SnapshotKey: SnapshotView] = [:]
+    var contents: [String: ContentView] = [:]
   }
 
   struct File: Hashable {
@@ -25,6 +29,9 @@ final class SimulatedCloud: VolumeCluster, VolumeBackend {
     var classes: [String: ClassView] = [:]
     var files: [VolumeHandle: File] = [:]
     var retained: [VolumeHandle: File] = [:]
+    var snapshotFiles: [SnapshotHandle: File] = [:]
+    /// Snapshots that a policy left in the pool.
+    var keptSnapshots: Set<SnapshotHandle> = []
     var capacityBytes: Int64 = 1000 * mebibyte
     /// Calls until the process dies; nil: it lives.
     var callsToLive: Int?
@@ -51,7 +58,7 @@ final class SimulatedCloud: VolumeCluster, VolumeBackend {
   func random(_ bound: Int) -> Int { world.withLock { Int($0.random.next() % UInt64(bound)) } }
 
   /// One call of the process to the outside: it may die before or after the effect, or the call may fail.
-  private func call<Value>(_ effect: (inout World) throws -> Value) throws -> Value {
+  func call<Value>(_ effect: (inout World) throws -> Value) throws -> Value {
     try world.withLock { world in
       try SimulatedCloud.tick(&world)
       if Int(world.random.next() % 100) < world.failurePercent {
@@ -74,7 +81,7 @@ final class SimulatedCloud: VolumeCluster, VolumeBackend {
   }
 
   /// The same for calls that can only throw storage errors.
-  private func poolCall<Value>(_ effect: (inout World) throws -> Value) throws(StorageError) -> Value {
+  func poolCall<Value>(_ effect: (inout World) throws -> Value) throws(StorageError) -> Value {
     do { return try call(effect) } catch let error as StorageError { throw error } catch {
       throw StorageError(.io, operation: "simulated", message: "the process died")
     }
@@ -102,7 +109,7 @@ extension SimulatedCloud {
     }
   }
 
-  private func make(_ handle: VolumeHandle, _ file: File, _ world: inout World) throws -> Volume {
+  func make(_ handle: VolumeHandle, _ file: File, _ world: inout World) throws -> Volume {
     if world.files[handle] == nil {
       guard world.files.values.reduce(file.sizeBytes, { $0 + $1.sizeBytes }) <= world.capacityBytes else {
         throw StorageError(.poolFull, operation: "create", message: "the pool is full")
@@ -212,6 +219,7 @@ extension SimulatedCloud {
         reclaimPolicy: draft.reclaimPolicy)
       volume.claimUID = draft.claimUID
       volume.claimKey = draft.claim
+      volume.capacityBytes = draft.sizeBytes
       world.nextUID += 1
       world.truth.volumes[draft.name] = volume
       world.writes += 1
@@ -264,7 +272,9 @@ extension SimulatedCloud {
     }
   }
 
-  func createClaim(className: String, sizeBytes: Int64, cloneOf source: ClaimKey? = nil) {
+  func createClaim(
+    className: String, sizeBytes: Int64, cloneOf source: ClaimKey? = nil, from snapshot: SnapshotKey? = nil
+  ) {
     world.withLock { world in
       let uid = "\(world.nextUID)"
       world.nextUID += 1
@@ -279,11 +289,23 @@ extension SimulatedCloud {
       claim.requestBytes = sizeBytes
       claim.annotations["volume.beta.kubernetes.io/storage-provisioner"] = StorageNames.driver
       if let source { claim.dataSource = .init(apiGroup: nil, kind: "PersistentVolumeClaim", name: source.name) }
+      if let snapshot {
+        claim.dataSource = .init(apiGroup: SnapshotNames.group, kind: "VolumeSnapshot", name: snapshot.name)
+      }
       world.truth.claims[uid] = claim
     }
   }
 
-  func deleteClaim(_ uid: String) { world.withLock { $0.truth.claims[uid] = nil } }
+  /// As the API server does: what has a finalizer stays until that is removed.
+  func deleteClaim(_ uid: String) {
+    world.withLock { world in
+      guard let claim = world.truth.claims[uid] else { return }
+      world.truth.claims[uid] = nil
+      guard !claim.finalizers.isEmpty else { return }
+      world.truth.claims[uid] = claim
+      world.truth.claims[uid]?.isBeingDeleted = true
+    }
+  }
 
   func deleteVolume(_ name: String) {
     world.withLock { $0.truth.volumes[name]?.isBeingDeleted = true }
@@ -300,6 +322,7 @@ extension SimulatedCloud {
           world.truth.volumes[name]?.phase = "Bound"
           world.truth.claims[uid]?.volumeName = name
           world.truth.claims[uid]?.isBound = true
+          world.truth.claims[uid]?.capacityBytes = volume.capacityBytes
         }
       }
     }

@@ -50,18 +50,23 @@ final class StorageCloud: Sendable {
       _ = try? await client.create(
         StorageClass(
           metadata: ObjectMeta(name: policy.lowercased()), provisioner: StorageNames.driver, reclaimPolicy: policy,
-          volumeBindingMode: "Immediate"))
+          volumeBindingMode: "Immediate", allowVolumeExpansion: true))
     }
   }
 
   /// Claims and PersistentVolumes of this test, with force: the next test has another pool.
   private func removeObjects() async throws {
+    try await removeSnapshots()
     for attachment in try await client.listAll(VolumeAttachment.self).items {
       try? await client.delete(VolumeAttachment.self, name: attachment.metadata.name ?? "")
     }
     for claim in try await client.listAll(PersistentVolumeClaim.self, namespace: namespace).items {
       let name = claim.metadata.name ?? ""
       try? await client.delete(PersistentVolumeClaim.self, name: name, namespace: namespace)
+      if claim.metadata.hasFinalizer(SnapshotNames.claimFinalizer) {
+        _ = try? await client.mergePatch(
+          PersistentVolumeClaim.self, name: name, namespace: namespace, patch: ["metadata": ["finalizers": nil]])
+      }
     }
     for volume in try await client.listAll(PersistentVolume.self).items {
       let name = volume.metadata.name ?? ""
@@ -176,6 +181,11 @@ private actor SharedVolumePlane {
     try await plane.kubectl("create", "namespace", "ycloud-system")
     try await plane.kubectl("apply", "-f", "\(TestEnvironment.repository)/deploy/rbac/csi-controller.yaml")
     try await plane.kubectl("apply", "-f", "\(TestEnvironment.repository)/deploy/storage-class.yaml")
+    try await plane.kubectl("apply", "-f", "\(TestEnvironment.repository)/deploy/snapshot-crds")
+    try await eventually(within: .seconds(20), "snapshots are served") {
+      try await plane.kubectl("apply", "-f", "\(TestEnvironment.repository)/deploy/snapshot-class.yaml")
+      return true
+    }
     try await makeControllerAccount(plane)
     return plane
   }

@@ -60,7 +60,18 @@ import Testing
       ("InvalidSize", { $0.requestBytes = .max }),
       (
         "UnsupportedSource",
-        { $0.dataSource = .init(apiGroup: "snapshot.storage.k8s.io", kind: "VolumeSnapshot", name: "s") }
+        { $0.dataSource = .init(apiGroup: "populator.example.com", kind: "VolumeSnapshot", name: "s") }
+      ),
+      (
+        "UnsupportedSource",
+        { $0.dataSource = .init(apiGroup: nil, kind: "PersistentVolumeClaim", name: "s", namespace: "other") }
+      ),
+      (
+        "InvalidSource",
+        {
+          $0.dataSource = .init(apiGroup: "snapshot.storage.k8s.io", kind: "VolumeSnapshot", name: "s")
+          $0.annotations[StorageNames.cloneFrom] = "team/other"
+        }
       ),
       ("InvalidSource", { $0.annotations[StorageNames.cloneFrom] = "no-slash" }),
       ("InvalidSource", { $0.annotations[StorageNames.cloneFrom] = "a/b/c" }),

@@ -20,6 +20,8 @@ private struct Life {
   let cloud: SimulatedCloud
   var controller: VolumeReconciler<SimulatedCloud, SimulatedCloud>
   var collector: OrphanCollector<SimulatedCloud, SimulatedCloud>
+  var snapshots: SnapshotReconciler
+  var contents: ContentReconciler
   var now = ContinuousClock.now
 
   init(seed: UInt64) {
@@ -27,6 +29,13 @@ private struct Life {
     cloud = SimulatedCloud(seed: seed)
     controller = Life.makeController(cloud)
     collector = Life.makeCollector(cloud)
+    snapshots = SnapshotReconciler(cluster: cloud, logger: Life.quiet())
+    contents = Life.makeContents(cloud)
+  }
+
+  private static func makeContents(_ cloud: SimulatedCloud) -> ContentReconciler {
+    ContentReconciler(
+      backend: cloud, cluster: cloud, metrics: StorageMetrics(registry: MetricsRegistry()), logger: quiet())
   }
 
   private static func quiet() -> Logger { Logger(label: "simulation") { _ in SwiftLogNoOpLogHandler() } }
@@ -42,7 +51,7 @@ private struct Life {
 
   mutating func run() async throws {
     cloud.world.withLock { $0.failurePercent = 5 }
-    for _ in 0..<80 { await act() }
+    for _ in 0..<120 { await act() }
     try await settle()
     check()
   }
@@ -50,7 +59,8 @@ private struct Life {
   private mutating func act() async {
     let claims = cloud.world.withLock { $0.truth.claims.values.sorted { $0.uid < $1.uid } }
     let volumes = cloud.world.withLock { $0.truth.volumes.values.sorted { $0.name < $1.name } }
-    switch cloud.random(20) {
+    let snapshotKeys = cloud.world.withLock { $0.truth.snapshots.keys.sorted { $0.name < $1.name } }
+    switch cloud.random(30) {
     case 0...3:
       let source = claims.isEmpty || cloud.random(2) == 0 ? nil : claims[cloud.random(claims.count)].key
       cloud.createClaim(
@@ -59,10 +69,10 @@ private struct Life {
     case 4:
       if !claims.isEmpty {
         let claim = claims[cloud.random(claims.count)]
-        cloud.world.withLock { world in
-          if let name = claim.volumeName, world.truth.attached.contains(name) { return }
-          world.truth.claims[claim.uid] = nil
+        let isAttached = cloud.world.withLock { world in
+          claim.volumeName.map { world.truth.attached.contains($0) } ?? false
         }
+        if !isAttached { cloud.deleteClaim(claim.uid) }
       }
     case 5:
       // A claim is deleted by force while its volume is attached.
@@ -71,11 +81,9 @@ private struct Life {
       if !volumes.isEmpty, cloud.random(3) == 0 { cloud.deleteVolume(volumes[cloud.random(volumes.count)].name) }
     case 7:
       let bound = volumes.filter { $0.phase == "Bound" && !$0.isBeingDeleted }
-      if !bound.isEmpty { cloud.world.withLock { _ = $0.truth.attached.insert(bound[0].name) } }
+      if !bound.isEmpty { cloud.attach(bound[0].name) }
     case 8:
-      cloud.world.withLock { world in
-        if let name = world.truth.attached.min() { world.truth.attached.remove(name) }
-      }
+      if let name = cloud.world.withLock({ $0.truth.attached.min() }) { cloud.detach(name) }
     case 9...10:
       cloud.bind()
     case 11...13:
@@ -85,6 +93,28 @@ private struct Life {
     case 15:
       now += .seconds(1800)
       _ = try? await collector.sweep(now: now)
+    case 16...17:
+      if !claims.isEmpty {
+        cloud.createSnapshot(
+          of: claims[cloud.random(claims.count)].key, className: [nil, "delete", "retain", "absent"][cloud.random(4)])
+      }
+    case 18:
+      if !snapshotKeys.isEmpty {
+        cloud.createClaim(
+          className: "delete", sizeBytes: Int64(cloud.random(400)) * mebibyte + 1,
+          from: snapshotKeys[cloud.random(snapshotKeys.count)])
+      }
+    case 19:
+      if !snapshotKeys.isEmpty { cloud.deleteSnapshot(snapshotKeys[cloud.random(snapshotKeys.count)]) }
+    case 20:
+      if !claims.isEmpty {
+        cloud.raiseRequest(claims[cloud.random(claims.count)].uid, by: Int64(cloud.random(100)) * mebibyte)
+      }
+    case 21:
+      cloud.handle()
+      cloud.write()
+    case 22...24:
+      try? await workOnSnapshots(all: false)
     default:
       let handles = known()
       if !handles.isEmpty { _ = try? await controller.reconcile(handles[cloud.random(handles.count)]) }
@@ -103,6 +133,24 @@ private struct Life {
     }
     controller = Life.makeController(cloud)
     collector = Life.makeCollector(cloud)
+    contents = Life.makeContents(cloud)
+  }
+
+  /// One of the keys, or all of them and one that is not there.
+  private func workOnSnapshots(all: Bool) async throws {
+    let (keys, names) = cloud.world.withLock { world in
+      (world.cache.snapshots.keys.sorted { $0.name < $1.name }, world.cache.contents.keys.sorted())
+    }
+    let index = all ? 0 : cloud.random(keys.count + names.count + 1)
+    for (position, key) in (keys + [SnapshotKey(namespace: "-", name: "-")]).enumerated()
+    where all || position == index {
+      do { try await snapshots.reconcile(key) } catch let error as StorageError where error.code == .busy {
+        // It waits for its content.
+      }
+    }
+    for (position, name) in names.enumerated() where all || position + keys.count + 1 == index {
+      _ = try await contents.reconcile(name)
+    }
   }
 
   private func notice() {
@@ -124,18 +172,22 @@ private struct Life {
       world.failurePercent = 0
       world.callsToLive = nil
       world.truth.attached = []
+      world.truth.attachments = [:]
     }
     restartIfDead()
-    for _ in 0..<6 {
+    for _ in 0..<8 {
       cloud.bind()
       notice()
       for handle in known() { _ = try await controller.reconcile(handle) }
+      notice()
+      try await workOnSnapshots(all: true)
       now += .seconds(3601)
       _ = try await collector.sweep(now: now)
     }
     let writes = cloud.world.withLock { $0.writes }
     notice()
     for handle in known() { _ = try await controller.reconcile(handle) }
+    try await workOnSnapshots(all: true)
     #expect(cloud.world.withLock { $0.writes } == writes, "seed \(seed): writes although nothing changed")
   }
 
@@ -157,8 +209,14 @@ private struct Life {
         claim.volumeName == volume.name && volume.claimUID == claim.uid, "seed \(seed): \(claim.key) is not bound")
       #expect(claim.provisioningMessage == nil, "seed \(seed): \(claim.key) has an old message")
       let expected = claim.requestBytes.flatMap(roundedVolumeSize)
-      #expect(world.files[handle(name)]?.sizeBytes == expected, "seed \(seed): \(claim.key) has a wrong size")
+      let size = world.files[handle(name)]?.sizeBytes
+      let isRefused = claim.growth[.controllerResizeError] != nil
+      #expect(isRefused || size == expected, "seed \(seed): \(claim.key) has a wrong size")
+      #expect(
+        volume.capacityBytes == size && claim.capacityBytes == size, "seed \(seed): \(claim.key) says a wrong size")
+      #expect(isRefused || claim.growth.isEmpty, "seed \(seed): \(claim.key) is left \(claim.growth)")
     }
+    checkSnapshots(world)
     let served = Set(world.truth.volumes.values.map(\.handle))
     #expect(Set(world.files.keys.map(\.name)) == served, "seed \(seed): files and PersistentVolumes differ")
     for volume in world.truth.volumes.values {
@@ -168,5 +226,31 @@ private struct Life {
     }
     #expect(
       world.retained.keys.allSatisfy { !served.contains($0.name) }, "seed \(seed): a retained volume is still served")
+  }
+
+  private func checkSnapshots(_ world: SimulatedCloud.World) {
+    let files = Set(world.snapshotFiles.keys.map(\.name))
+    let handles = Set(world.truth.contents.values.compactMap { $0.isTaken ? $0.status.handle : nil })
+    #expect(
+      files == handles.union(world.keptSnapshots.map(\.name)), "seed \(seed): contents and snapshots in the pool differ"
+    )
+    for snapshot in world.truth.snapshots.values {
+      let content = snapshot.status.contentName.flatMap { world.truth.contents[$0] }
+      #expect(
+        snapshot.status.isReady == true && content?.isTaken == true || snapshot.status.error != nil,
+        "seed \(seed): \(snapshot.key) waits in silence: \(snapshot)")
+      #expect(!snapshot.isBeingDeleted, "seed \(seed): \(snapshot.key) is left deleted")
+    }
+    for content in world.truth.contents.values where !content.isBeingDeleted && content.deletionPolicy == "Delete" {
+      #expect(
+        content.snapshotKey.flatMap { world.truth.snapshots[$0] }?.uid == content.snapshotUID,
+        "seed \(seed): \(content.name) has lost its VolumeSnapshot")
+    }
+    for claim in world.truth.claims.values where claim.finalizers.contains(SnapshotNames.claimFinalizer) {
+      let isTaking = world.truth.contents.values.contains {
+        $0.snapshotKey?.namespace == claim.key.namespace && !$0.isTaken && $0.volumeHandle == claim.volumeName
+      }
+      #expect(isTaking, "seed \(seed): \(claim.key) is kept for nothing")
+    }
   }
 }

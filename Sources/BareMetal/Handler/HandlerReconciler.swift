@@ -86,6 +86,7 @@ package struct HandlerReconciler: Reconcile {
         case .deleteVolume(let name): try await dpu.deleteVolume(name: name)
         case .createVolume(let name, let file, let readOnly):
           try await dpu.createVolume(name: name, file: file, readOnly: readOnly)
+        case .growVolume(let name, let bytes): try await grow(name, bytes)
         case .plug(let function, let volume, let readOnly):
           try await dpu.plug(function: function, volume: volume, readOnly: readOnly)
         case .unplugInterface(let interface): try await network.unplug(interface)
@@ -100,6 +101,17 @@ package struct HandlerReconciler: Reconcile {
       }
     }
     return failures
+  }
+
+  /// The data plane may not see yet what was written elsewhere: it is done when it shows the size.
+  private func grow(_ name: String, _ bytes: UInt64) async throws {
+    try await dpu.rescanVolume(name: name)
+    let shown = try await dpu.volumes().first { $0.name == name }?.capacity ?? 0
+    guard shown >= bytes else {
+      throw BareMetalError(
+        .missing, operation: "grow volume \(name)",
+        message: "the data plane sees \(shown) bytes, \(bytes) are wanted; does it see the same pool?")
+    }
   }
 
   // MARK: Attachments
@@ -131,11 +143,18 @@ package struct HandlerReconciler: Reconcile {
     if HandlerPlan.isShown(attachment, functions: view.functions),
       HandlerPlan.objection(to: attachment, host: view.host) == nil
     {
-      guard !attachment.isAttached || attachment.status?.attachError != nil else { return }
+      let capacity = view.volumes.first { $0.name == attachment.volume }?.capacity
+      guard !attachment.isAttached || attachment.status?.attachError != nil || attachment.shownCapacity != capacity
+      else { return }
       let function = Names.blockFunction(bootOrder: attachment.bootOrder ?? 0, volume: attachment.volume)
       try await cluster.patchStatus(
         of: attachment,
-        ["attached": true, "attachError": .null, "attachmentMetadata": ["function": .string(function)]])
+        [
+          "attached": true, "attachError": .null,
+          "attachmentMetadata": [
+            "function": .string(function), Names.shownCapacity: capacity.map { .string("\($0)") } ?? .null,
+          ],
+        ])
       return
     }
     // An attachment that is in effect stays so in the record until the DPU shows it no more.

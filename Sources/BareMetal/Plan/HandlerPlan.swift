@@ -51,6 +51,8 @@ package enum HandlerStep: Sendable, Hashable {
   case unplug(function: String)
   case deleteVolume(String)
   case createVolume(name: String, file: String, readOnly: Bool)
+  /// Have the server see that the volume has at least so many bytes now.
+  case growVolume(String, bytes: UInt64)
   case plug(function: String, volume: String, readOnly: Bool)
   case unplugInterface(PluggedInterface)
   case plugInterface(index: Int, GuestInterface)
@@ -58,7 +60,7 @@ package enum HandlerStep: Sendable, Hashable {
   /// The volume that the step is for, where it is for one.
   package var volume: String? {
     switch self {
-    case .deleteVolume(let name), .createVolume(let name, _, _), .plug(_, let name, _): name
+    case .deleteVolume(let name), .createVolume(let name, _, _), .plug(_, let name, _), .growVolume(let name, _): name
     case .unplug, .unplugInterface, .plugInterface: nil
     }
   }
@@ -151,12 +153,14 @@ package enum HandlerPlan {
   package static func steps(_ view: HandlerView) -> [HandlerStep] {
     var removals: [HandlerStep] = []
     var additions: [HandlerStep] = []
+    // Last: a volume that cannot grow is shown all the same.
+    var growths: [HandlerStep] = []
     let functions = Dictionary(view.functions.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
     let volumes = Dictionary(view.volumes.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
     var keptFunctions: Set<String> = []
     var keptVolumes: Set<String> = []
 
-    func want(function: String, volume: String, file: String, readOnly: Bool) {
+    func want(function: String, volume: String, file: String, readOnly: Bool, bytes: UInt64? = nil) {
       keptFunctions.insert(function)
       keptVolumes.insert(volume)
       var mustCreate = true
@@ -171,6 +175,9 @@ package enum HandlerPlan {
         }
       }
       if mustCreate { additions.append(.createVolume(name: volume, file: file, readOnly: readOnly)) }
+      if !mustCreate, let bytes, let present = volumes[volume], present.capacity < bytes {
+        growths.append(.growVolume(volume, bytes: bytes))
+      }
       if let present = functions[function], present.volume == volume, present.readOnly == readOnly, !mustCreate {
         return
       }
@@ -188,7 +195,8 @@ package enum HandlerPlan {
       }
       want(
         function: Names.blockFunction(bootOrder: order, volume: volume), volume: volume,
-        file: "\(view.volumesDirectory)/\(attachment.volumeHandle).img", readOnly: attachment.isReadOnly)
+        file: "\(view.volumesDirectory)/\(attachment.volumeHandle).img", readOnly: attachment.isReadOnly,
+        bytes: attachment.wantedCapacity)
     }
 
     let bootData = effectiveBootData(view.bootData, host: view.host)
@@ -220,7 +228,7 @@ package enum HandlerPlan {
     for (index, interface) in wanted.enumerated() where !inPlace.contains(index) {
       additions.append(.plugInterface(index: index, interface))
     }
-    return unique(removals) + additions
+    return unique(removals) + additions + growths
   }
 
   /// Functions before the volumes behind them, each once.

@@ -113,4 +113,8 @@ extension VolumeAttachment {
   package var isAttached: Bool { status?.attached == true }
   package var bootOrder: Int? { metadata.annotations?[Names.bootOrderAnnotation].flatMap { Int($0) } }
   package var isReadOnly: Bool { metadata.annotations?[Names.readOnlyAnnotation] == "true" }
+  /// The size in bytes that the server is to see; nil where the volume has not grown since it was attached.
+  package var wantedCapacity: UInt64? { metadata.annotations?[Names.capacityAnnotation].flatMap { UInt64($0) } }
+  /// The size in bytes that the server was last seen to see.
+  package var shownCapacity: UInt64? { status?.attachmentMetadata?[Names.shownCapacity].flatMap { UInt64($0) } }
 }

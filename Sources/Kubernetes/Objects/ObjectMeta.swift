@@ -133,3 +133,18 @@ public struct TypedLocalObjectReference: Codable, Sendable, Hashable {
     self.name = name
   }
 }
+
+/// A reference by group and kind, possibly in another namespace (`v1.TypedObjectReference`).
+public struct TypedObjectReference: Codable, Sendable, Hashable {
+  public var apiGroup: String?
+  public var kind: String
+  public var name: String
+  public var namespace: String?
+
+  public init(apiGroup: String? = nil, kind: String, name: String, namespace: String? = nil) {
+    self.apiGroup = apiGroup
+    self.kind = kind
+    self.name = name
+    self.namespace = namespace
+  }
+}

@@ -20,11 +20,14 @@ public struct PersistentVolumeClaim: KubernetesObject, Hashable {
     public var volumeMode: String?
     public var volumeName: String?
     public var dataSource: TypedLocalObjectReference?
+    /// The same as `dataSource` on API servers that know both (1.22 and later).
+    public var dataSourceRef: TypedObjectReference?
     public var selector: LabelSelector?
 
     public init(
       accessModes: [String]? = nil, resources: Resources? = nil, storageClassName: String? = nil,
-      volumeMode: String? = nil, volumeName: String? = nil, dataSource: TypedLocalObjectReference? = nil
+      volumeMode: String? = nil, volumeName: String? = nil, dataSource: TypedLocalObjectReference? = nil,
+      dataSourceRef: TypedObjectReference? = nil
     ) {
       self.accessModes = accessModes
       self.resources = resources
@@ -32,6 +35,7 @@ public struct PersistentVolumeClaim: KubernetesObject, Hashable {
       self.volumeMode = volumeMode
       self.volumeName = volumeName
       self.dataSource = dataSource
+      self.dataSourceRef = dataSourceRef
     }
   }
 

@@ -21,6 +21,10 @@ public struct Timestamp: Sendable, Hashable, Comparable, CustomStringConvertible
     self.init(Date(timeIntervalSince1970: Double(moment.seconds)))
   }
 
+  public init(secondsSince1970 seconds: Int64) { self.init(Date(timeIntervalSince1970: Double(seconds))) }
+
+  public var secondsSince1970: Int64 { Int64(date.timeIntervalSince1970) }
+
   public static func now() -> Timestamp { Timestamp(Date()) }
 
   /// `2026-01-31T23:59:59Z`.

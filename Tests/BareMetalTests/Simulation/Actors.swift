@@ -243,6 +243,7 @@ final class SimulatedHandler {
       server.volumes[volume] = nil
     case .createVolume(let volume, let file, let readOnly):
       server.volumes[volume] = BlockVolume(name: volume, file: file, blockSize: 512, blockCount: 1, readOnly: readOnly)
+    case .growVolume(let volume, let bytes): server.volumes[volume]?.blockCount = bytes / 512
     case .plug(let function, let volume, let readOnly):
       guard server.volumes[volume] != nil else { return }
       server.functions[function] = BlockFunction(name: function, volume: volume, readOnly: readOnly)
