@@ -76,6 +76,7 @@ public final class SoftDPU: Sendable {
     server.stop()
     inventory.close()
     for reactor in reactors { reactor.stop() }
+    inventory.closeStore()
     inventory.forgetAll()
   }
 
