@@ -36,12 +36,9 @@ final class Inventory: Sendable {
   let store: ConfigurationStore?
   let keyFile: String?
   private let state = Mutex(State())
-  /// One save at a time, so that an older state never replaces a newer one.
-  private let saving = Mutex(SaveState())
-
-  private struct SaveState {
-    var isSuspended = false
-  }
+  /// Nothing is written down while what was written down is made again.
+  private let isRestoring = Mutex(false)
+  private let slow = Mutex<UInt64>(0)
 
   /// How long a delete waits for the front end to let go.
   static let releaseTime = DispatchTimeInterval.seconds(5)
@@ -161,12 +158,24 @@ final class Inventory: Sendable {
     }
   }
 
-  // MARK: Configuration
+  // MARK: Slow requests
 
-  /// The subsystems in the order in which they are brought back, with what each depends on.
-  static let subsystems: [(name: String, dependsOn: [String])] = [
-    ("accel", []), ("bdev", ["accel"]), ("vhost_blk", ["bdev"]), ("nvmf", ["bdev"]), ("nbd", ["bdev"]),
-  ]
+  /// From how many microseconds on a request is slow; 0 is off.
+  var slowThreshold: UInt64 { slow.withLock { $0 } }
+
+  /// False where that is more than a day.
+  func setSlowThreshold(microseconds: UInt64) -> Bool {
+    guard microseconds <= 86_400_000_000 else { return false }
+    slow.withLock { $0 = microseconds }
+    for reactor in reactors {
+      reactor.post {
+        unsafe reactor.core.pointee.slow.threshold = microseconds == 0 ? .max : microseconds * 1000
+      }
+    }
+    return true
+  }
+
+  // MARK: Configuration
 
   /// The calls that bring back a subsystem; nil where there is none of that name.
   func configuration(of subsystem: String) -> [ConfigurationCall]? {

@@ -132,7 +132,8 @@ final class NBDConnection: Drainable, @unchecked Sendable {
     unsafe state.initialize(
       to: NBDState(
         stream: stream, target: export.device.target, connection: connection,
-        hasStructuredReplies: hasStructuredReplies, hasAllocationContext: hasAllocationContext))
+        asker: "NBD \(export.name)\(IOLabel.peer(of: fd))", hasStructuredReplies: hasStructuredReplies,
+        hasAllocationContext: hasAllocationContext))
     unsafe NBDState.prepare(state)
     unsafe self.stream = unsafe stream
     unsafe self.state = unsafe state

@@ -156,6 +156,7 @@ final class InitiatorController: @unchecked Sendable {
   func serveWaiting() {
     while let io = unsafe waitingFirst {
       let next = unsafe io.pointee.next
+      unsafe io.pointee.admitted = now
       guard unsafe dispatchToPath(io) else { return }
       unsafe waitingFirst = unsafe next
       if unsafe next == nil { unsafe waitingLast = nil }

@@ -177,6 +177,8 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
     unsafe state.pointee.namespaces = unsafe Unmanaged.passUnretained(table)
     unsafe state.pointee.isIOQueue = true
     unsafe state.pointee.queueSize = queueSize
+    let host = controller?.hostNQN ?? ""
+    unsafe state.pointee.asker.pointee = IOLabel("NVMe/TCP\(IOLabel.peer(of: fd)) \(host)")
   }
 
   // MARK: The end

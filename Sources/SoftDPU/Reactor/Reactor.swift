@@ -137,6 +137,7 @@ final class Reactor: @unchecked Sendable {
     _ =
       unsafe core.pointee.dirtyCount == 0 && core.pointee.deferred.isEmpty
       ? ring.submitAndWait(1) : ring.submitAndCollect()
+    unsafe core.pointee.now = clinux_monotonic_nanoseconds()
     while true {
       let count = unsafe ring.completions(entries, capacity: UInt32(Reactor.batch))
       for index in 0..<Int(count) {
