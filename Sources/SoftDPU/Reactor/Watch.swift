@@ -5,6 +5,9 @@ import Glibc
 ///
 /// A guest's bell (kick) is never read: a poll reports each ring, and what was made available is in the ring itself.
 ///
+/// Readers may stop after a read that gave less than there was room for. Where the peer has ended the connection, what
+/// tells so may have come together with the bytes before it: they are asked to look twice.
+///
 /// SAFETY: while it is armed the kernel's copy of its address keeps it alive (an extra reference, given back with the
 /// last completion), so that a completion that comes after `cancel` finds it. Reactor's thread only.
 @safe
@@ -28,6 +31,10 @@ final class Watch {
     onReady = {}
   }
 
+  /// POLLRDHUP: the peer sends no more.
+  private static let hangup: UInt32 = 0x2000
+  private static let ending = hangup | UInt32(POLLHUP) | UInt32(POLLERR)
+
   private var data: UInt64 {
     unsafe UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())) | Tag.watch
   }
@@ -36,7 +43,7 @@ final class Watch {
     guard !isArmed, !isCancelled, let entry = unsafe ring.next() else { return }
     isArmed = true
     _ = unsafe Unmanaged.passRetained(self)
-    unsafe clinux_prep_poll(entry, fd, UInt32(POLLIN), data)
+    unsafe clinux_prep_poll(entry, fd, UInt32(POLLIN) | Watch.hangup, data)
   }
 
   /// Ends the watch. The descriptor may be closed after the next submission.
@@ -63,6 +70,7 @@ final class Watch {
       unsafe core.pointee.touch(queue)
     } else {
       onReady()
+      if result > 0, UInt32(result) & Watch.ending != 0, !isCancelled { onReady() }
     }
     // The kernel ends a poll when its completions overflow, or on an error: a broken descriptor is left alone.
     if !hasMore, result >= 0 || result == -EINTR || result == -EAGAIN { unsafe arm(core.pointee.ring) }
