@@ -90,6 +90,12 @@ public final class SoftDPU: Sendable {
     inventory.forgetAll()
   }
 
+  /// Has one of the devices read at random places, with `depth` requests of 4 KiB under way, for as many seconds; how
+  /// many requests came back. For measurements.
+  package func load(_ device: String, depth: Int, seconds: Double) throws -> Int {
+    try DeviceLoad.run(inventory.requireDevice(device, "load"), depth: depth, seconds: seconds)
+  }
+
   private func untilCancelled() async {
     let (stream, continuation) = AsyncStream.makeStream(of: Never.self)
     await withTaskCancellationHandler {
