@@ -30,9 +30,11 @@ struct Scale: AsyncParsableCommand {
     let start = clinux_monotonic_nanoseconds()
     try await export(remote, port, &calls)
     let seconds = Double(clinux_monotonic_nanoseconds() - start) / 1e9
+    let disk = try diskTimes(remote.directory)
     let perVolume = Double(remote.child.memory - before) / Double(volumes) / 1024
     print("  \(volumes) volumes over NVMe/TCP and NBD: \(calls.all.count) calls in \(rounded(seconds)) s")
     calls.report()
+    print("    the disk alone, a line and fdatasync: median \(rounded(disk.median)) ms, p99 \(rounded(disk.p99))")
     row("\(volumes) volumes: configuring calls, p99 (ms)", "\(rounded(calls.all.p99))", "<= 10")
     row("\(volumes) volumes: memory per volume (KiB)", "\(rounded(perVolume))", "<= 64")
 
@@ -61,6 +63,25 @@ struct Scale: AsyncParsableCommand {
     }
     calls.report()
     row("\(volumes) volumes: calls that list all, p99 (ms)", "\(rounded(calls.all.p99))", "")
+  }
+
+  /// What a configuring call waits for: lines that go to the disk one after the other, in milliseconds.
+  private func diskTimes(_ directory: String) throws -> [Double] {
+    let path = "\(directory)/lines"
+    let fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o600)
+    guard fd >= 0 else { throw BenchmarkError("cannot make \(path)") }
+    defer {
+      close(fd)
+      unlink(path)
+    }
+    let line = [UInt8](repeating: 0x41, count: 256)
+    return try (0..<400).map { _ in
+      let start = clinux_monotonic_nanoseconds()
+      guard write(fd, line, line.count) == line.count, fdatasync(fd) == 0 else {
+        throw BenchmarkError("cannot write \(path)")
+      }
+      return Double(clinux_monotonic_nanoseconds() - start) / 1e6
+    }
   }
 
   private func export(_ remote: Remote, _ port: Int, _ calls: inout Calls) async throws {

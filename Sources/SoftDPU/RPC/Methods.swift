@@ -23,6 +23,7 @@ struct Methods: Sendable {
   func handle(_ request: Request, _ reply: @escaping Reply) {
     let reply: Reply = { result in
       inventory.whenDurable { failure in
+        // The disk failed, and what the call did is there: the next change writes all of it anew.
         guard let failure else { return reply(result) }
         reply(.failure(answer(failure, request.method)))
       }
