@@ -141,9 +141,18 @@ let package = Package(
     // A guest's side of vhost-user-blk, for tests and for the comparison with other targets.
     .target(
       name: "VhostFrontend", dependencies: ["CLinux"], path: "Benchmarks/VhostFrontend", swiftSettings: common),
+    // What the measuring programs share.
+    .target(
+      name: "BenchmarkSupport", dependencies: ["CLinux"], path: "Benchmarks/Support", swiftSettings: common),
+    .executableTarget(
+      name: "nvme-bench",
+      dependencies: ["BenchmarkSupport", "CLinux", "JSON", "JSONRPC", "SoftDPU", argumentParser, logging],
+      path: "Benchmarks/nvme-bench", swiftSettings: common),
     .executableTarget(
       name: "vhost-bench",
-      dependencies: ["VhostFrontend", "CLinux", "JSON", "JSONRPC", "SoftDPU", argumentParser, logging],
+      dependencies: [
+        "BenchmarkSupport", "VhostFrontend", "CLinux", "JSON", "JSONRPC", "SoftDPU", argumentParser, logging,
+      ],
       path: "Benchmarks/vhost-bench", swiftSettings: common),
 
     // Tests stand beside the module they test.

@@ -4,6 +4,7 @@
 #endif
 #include "CLinux.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -198,6 +199,24 @@ static int bind_and_listen(int fd, const struct sockaddr *address, socklen_t len
 int clinux_tcp_listen(const char *host, uint16_t port) { return tcp_socket(host, port, bind_and_listen); }
 
 int clinux_tcp_connect(const char *host, uint16_t port) { return tcp_socket(host, port, connect); }
+
+int clinux_peer_name(int fd, char *name, size_t size) {
+  struct sockaddr_storage address;
+  socklen_t length = sizeof(address);
+  char host[INET6_ADDRSTRLEN];
+  if (getpeername(fd, (struct sockaddr *)&address, &length) != 0) return -1;
+  if (address.ss_family == AF_INET) {
+    struct sockaddr_in *in = (struct sockaddr_in *)&address;
+    if (!inet_ntop(AF_INET, &in->sin_addr, host, sizeof(host))) return -1;
+    return snprintf(name, size, "%s:%u", host, ntohs(in->sin_port));
+  }
+  if (address.ss_family == AF_INET6) {
+    struct sockaddr_in6 *in = (struct sockaddr_in6 *)&address;
+    if (!inet_ntop(AF_INET6, &in->sin6_addr, host, sizeof(host))) return -1;
+    return snprintf(name, size, "[%s]:%u", host, ntohs(in->sin6_port));
+  }
+  return 0;
+}
 
 void clinux_tune_tcp(int fd) {
   int one = 1;

@@ -48,15 +48,7 @@ public struct DeviceActivity: Sendable, Hashable {
         number(device.writtenBytes / 1_048_576), device.latency.map(number) ?? "-",
       ]
     }
-    let widths = head.indices.map { column in ([head] + body).map { $0[column].count }.max() ?? 0 }
-    return ([head] + body).map { cells in
-      var line = ""
-      for (column, cell) in cells.enumerated() {
-        let padding = String(repeating: " ", count: widths[column] - cell.count)
-        line += column == 0 ? cell + padding : "  " + padding + cell
-      }
-      return line
-    }
+    return TextTable.lines([head] + body, leftAligned: [0])
   }
 
   private static func oneDigit(_ value: Double) -> String {

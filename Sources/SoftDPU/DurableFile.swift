@@ -10,6 +10,22 @@ enum DurableFile {
 
   /// The content; nil where there is no file.
   static func read(_ path: String) throws(SoftDPUError) -> JSONValue? {
+    guard let content = try bytes(path) else { return nil }
+    return try parse(content, path)
+  }
+
+  /// What `bytes` gave, as JSON.
+  static func parse(_ content: [UInt8], _ path: String) throws(SoftDPUError) -> JSONValue {
+    do throws(JSONError) {
+      return try JSONValue.parse(content)
+    } catch {
+      throw SoftDPUError(
+        code: .state, operation: "read \(path)", message: "\(error); restore it, or move it away")
+    }
+  }
+
+  /// The bytes of a file; nil where there is none.
+  static func bytes(_ path: String) throws(SoftDPUError) -> [UInt8]? {
     let operation = "read \(path)"
     let fd = unsafe open(path, O_RDONLY | O_CLOEXEC)
     guard fd >= 0 else {
@@ -28,28 +44,23 @@ enum DurableFile {
     guard content.count <= maximumLength else {
       throw SoftDPUError(code: .state, operation: operation, message: "longer than \(maximumLength) bytes")
     }
-    do throws(JSONError) {
-      return try JSONValue.parse(content)
-    } catch {
-      throw SoftDPUError(code: .state, operation: operation, message: "\(error); restore it, or move it away")
-    }
+    return content
   }
 
   /// Replaces the content; readable by the owner only.
   static func write(_ value: JSONValue, to path: String) throws(SoftDPUError) {
+    try write(value.serialize() + [0x0A], to: path)
+  }
+
+  /// The same with bytes.
+  static func write(_ bytes: [UInt8], to path: String) throws(SoftDPUError) {
     let operation = "write \(path)"
     let temporary = "\(path).new"
     let fd = unsafe open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
     guard fd >= 0 else { throw .system(errno, operation) }
     do throws(SoftDPUError) {
       defer { close(fd) }
-      let bytes = value.serialize() + [0x0A]
-      var done = 0
-      while done < bytes.count {
-        let count = unsafe bytes[done...].withUnsafeBytes { unsafe Glibc.write(fd, $0.baseAddress, $0.count) }
-        guard count > 0 else { throw .system(errno, operation) }
-        done += count
-      }
+      try write(bytes, fd, operation)
       guard fsync(fd) == 0 else { throw .system(errno, operation) }
     } catch {
       unsafe unlink(temporary)
@@ -57,6 +68,17 @@ enum DurableFile {
     }
     guard unsafe rename(temporary, path) == 0 else { throw .system(errno, operation) }
     try syncDirectory(String(path[..<(path.lastIndex(of: "/") ?? path.startIndex)]))
+  }
+
+  /// Writes all of `bytes`.
+  static func write(_ bytes: [UInt8], _ fd: CInt, _ operation: String) throws(SoftDPUError) {
+    var done = 0
+    while done < bytes.count {
+      let count = unsafe bytes[done...].withUnsafeBytes { unsafe Glibc.write(fd, $0.baseAddress, $0.count) }
+      if count < 0, errno == EINTR { continue }
+      guard count > 0 else { throw .system(errno, operation) }
+      done += count
+    }
   }
 
   /// Has the names in a directory on disk.

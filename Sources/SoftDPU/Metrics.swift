@@ -11,7 +11,8 @@ final class Metrics: Sendable {
 
   func register(_ registry: MetricsRegistry) {
     registry.onRender { [self] in
-      let values = inventory.devices.map { ($0.name, $0.size, $0.counters) }
+      let devices = inventory.devices
+      let values = zip(devices, BlockDevice.counters(of: devices)).map { ($0.name, $0.size, $1) }
       snapshot.withLock { $0 = values }
     }
     registry.collected(
@@ -26,6 +27,11 @@ final class Metrics: Sendable {
       "ycloud_softdpu_bdev_errors_total", help: "Requests that a block device has ended with an error.",
       labels: ["bdev"], kind: .counter
     ) { [self] in each { .number(Double($0.counters.errors)) } }
+    registry.collected(
+      "ycloud_softdpu_bdev_slow_total",
+      help: "Requests of a block device that took longer than the threshold of the trace of slow requests.",
+      labels: ["bdev"], kind: .counter
+    ) { [self] in each { .number(Double($0.counters.slow)) } }
     registry.collected(
       "ycloud_softdpu_bdev_latency_seconds",
       help: "Time from the start of a request on a block device to its end, its wait for limits included.",

@@ -17,12 +17,18 @@ public final class SoftDPU: Sendable {
     public var stateDirectory: String?
     /// How many threads serve I/O: 1 to 64.
     public var reactors: Int
+    /// From how many microseconds on a request is kept in the trace of slow ones; 0 keeps none.
+    public var slowMicroseconds: UInt64
 
-    public init(rpcSocket: String, vhostDirectory: String, stateDirectory: String? = nil, reactors: Int = 1) {
+    public init(
+      rpcSocket: String, vhostDirectory: String, stateDirectory: String? = nil, reactors: Int = 1,
+      slowMicroseconds: UInt64 = 1_000_000
+    ) {
       self.rpcSocket = rpcSocket
       self.vhostDirectory = vhostDirectory
       self.stateDirectory = stateDirectory
       self.reactors = reactors
+      self.slowMicroseconds = slowMicroseconds
     }
   }
 
@@ -53,6 +59,10 @@ public final class SoftDPU: Sendable {
     inventory = Inventory(
       vhostDirectory: configuration.vhostDirectory, reactors: reactors,
       stateDirectory: configuration.stateDirectory, logger: logger)
+    guard inventory.setSlowThreshold(microseconds: configuration.slowMicroseconds) else {
+      reactors.forEach { $0.stop() }
+      throw SoftDPUError(code: .invalid, operation: "start", message: "slow requests: at most a day, in microseconds")
+    }
     let methods = Methods(inventory: inventory, version: SoftDPU.version)
     server = JSONRPCServer(path: configuration.rpcSocket) { request, reply in methods.handle(request, reply) }
     do {
@@ -76,7 +86,14 @@ public final class SoftDPU: Sendable {
     server.stop()
     inventory.close()
     for reactor in reactors { reactor.stop() }
+    inventory.closeStore()
     inventory.forgetAll()
+  }
+
+  /// Has one of the devices read at random places, with `depth` requests of 4 KiB under way, for as many seconds; how
+  /// many requests came back. For measurements.
+  package func load(_ device: String, depth: Int, seconds: Double) throws -> Int {
+    try DeviceLoad.run(inventory.requireDevice(device, "load"), depth: depth, seconds: seconds)
   }
 
   private func untilCancelled() async {

@@ -9,7 +9,8 @@ struct SoftDPUCommand: AsyncParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "softdpu",
     abstract: "A storage data plane: files, volumes and remote disks, over vhost-user-blk, NBD and NVMe/TCP.",
-    subcommands: [SoftDPUServeCommand.self, SoftDPUTopCommand.self], defaultSubcommand: SoftDPUServeCommand.self)
+    subcommands: [SoftDPUServeCommand.self, SoftDPUTopCommand.self, SoftDPUSlowCommand.self],
+    defaultSubcommand: SoftDPUServeCommand.self)
 }
 
 /// `ycloud softdpu serve`, which is what `ycloud softdpu` alone means.
@@ -30,6 +31,8 @@ struct SoftDPUServeCommand: AsyncParsableCommand {
   @Option(help: "The directory of the controllers' sockets; made where it is missing.") var vhostDir: String
   @Option(help: "Where the configuration is kept over restarts; without it, nowhere.") var stateDir: String?
   @Option(help: "How many threads serve I/O, 1 to 64. A volume belongs to one of them.") var reactors = 1
+  @Option(help: "Keep the last requests that took so many microseconds or longer, for `slow`; 0 keeps none.")
+  var slowIo: UInt64 = 1_000_000
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
   @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = Logger.Level.info
 
@@ -38,7 +41,8 @@ struct SoftDPUServeCommand: AsyncParsableCommand {
     let logger = Logger(label: "softdpu")
     let softDPU = try SoftDPU(
       SoftDPU.Configuration(
-        rpcSocket: rpcSocket, vhostDirectory: vhostDir, stateDirectory: stateDir, reactors: reactors),
+        rpcSocket: rpcSocket, vhostDirectory: vhostDir, stateDirectory: stateDir, reactors: reactors,
+        slowMicroseconds: slowIo),
       logger: logger)
     logger.notice("serving", metadata: ["rpc": "\(rpcSocket)", "vhost": "\(vhostDir)"])
     let registry = MetricsRegistry()

@@ -171,6 +171,23 @@ import Testing
     close(fd)
   }
 
+  /// The end of a connection may come together with its last bytes, and is seen all the same.
+  @Test func seesHostsLeaveInTheMiddleOfWhatTheySay() async throws {
+    let target = try Target(.memory)
+    let port = try await serve(target)
+    for _ in 0..<300 {
+      let fd = try connect(port)
+      send(fd, Self.initialize)
+      #expect(receive(fd, 128).count == 128)
+      send(fd, connectCapsule(Self.nqn, "nqn.2026-11.io.x:h"))
+      close(fd)
+    }
+    try await eventually(within: .seconds(20)) {
+      try await target.client.call("nvmf_subsystem_get_controllers", ["nqn": .string(Self.nqn)]).arrayValue?.isEmpty
+        == true
+    }
+  }
+
   /// Bytes that no host sends end the connection, or get an error, and never more.
   @Test func outlivesHostileHosts() async throws {
     let target = try Target(.memory)

@@ -146,6 +146,9 @@ int clinux_tcp_connect(const char *host, uint16_t port);
 // other sockets.
 void clinux_tune_tcp(int fd);
 
+// Writes "ADDRESS:PORT" of a TCP socket's peer: its length, 0 for sockets of other kinds, -1 where there is no peer.
+int clinux_peer_name(int fd, char *name, size_t size);
+
 // CRC-32C (Castagnoli) of `length` bytes, continuing from `crc` (0 to begin), with the processor's instruction where it
 // has one.
 uint32_t clinux_crc32c(uint32_t crc, const void *data, size_t length);

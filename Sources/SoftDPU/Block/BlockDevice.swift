@@ -153,13 +153,18 @@ class BlockDevice: @unchecked Sendable {
   /// What the device has done.
   var counters: IOCounters { reactor.sync { [self] in unsafe target.pointee.counters.pointee } }
 
+  /// What several devices have done, with one question to each reactor however many they are.
+  static func counters(of devices: [BlockDevice]) -> [IOCounters] {
+    var counters = [IOCounters](repeating: IOCounters(), count: devices.count)
+    for (_, indices) in Dictionary(grouping: devices.indices, by: { devices[$0].reactor.number }) {
+      guard let first = indices.first else { continue }
+      let values = devices[first].reactor.sync { indices.map { unsafe devices[$0].target.pointee.counters.pointee } }
+      for (index, value) in zip(indices, values) { counters[index] = value }
+    }
+    return counters
+  }
+
   func resetCounters() {
     reactor.sync { [self] in unsafe target.pointee.counters.pointee = IOCounters() }
   }
-}
-
-/// A call that brings back a part of the configuration, as SPDK's `save_config` writes it.
-struct ConfigurationCall: Sendable, Hashable {
-  var method: String
-  var parameters: JSONValue
 }

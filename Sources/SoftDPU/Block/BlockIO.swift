@@ -36,6 +36,11 @@ struct BlockIO {
   /// Length in bytes, and the time at which the device took it, in nanoseconds of the monotonic clock.
   var length: UInt64 = 0
   var began: UInt64 = 0
+  /// Where the request began, and the time at which its engine got it: later than `began` where it had to wait.
+  var place: UInt64 = 0
+  var admitted: UInt64 = 0
+  /// Who asks, for the trace of slow requests.
+  var asker: UnsafeMutablePointer<IOLabel>?
   var done: Completion
   /// What the layers above the present one wait for.
   var frame: UnsafeMutablePointer<BlockFrame>?
@@ -55,6 +60,7 @@ struct BlockIO {
     unsafe self.target = unsafe target
     unsafe self.vectors = unsafe vectors
     unsafe self.done = unsafe done
+    unsafe asker = nil
   }
 
   /// Leaves out the first `length` bytes of what is still to be moved.
@@ -84,6 +90,7 @@ struct BlockFrame {
   var offset: UInt64
   var length: UInt64
   var began: UInt64
+  var admitted: UInt64
   var done: BlockIO.Completion
   /// Of the layer above.
   var frame: UnsafeMutablePointer<BlockFrame>?
@@ -99,7 +106,12 @@ struct BlockFrame {
 func start(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>) {
   let target = unsafe io.pointee.target
   unsafe io.pointee.length = io.pointee.remaining
-  unsafe io.pointee.began = clinux_monotonic_nanoseconds()
+  unsafe io.pointee.place = io.pointee.offset
+  // When the turn began, or when the last request ended: a look at the clock for each request would cost as much as the
+  // rest of its way.
+  let now = unsafe core.pointee.now
+  unsafe io.pointee.began = now
+  unsafe io.pointee.admitted = now
   guard unsafe target.pointee.reactor == core.pointee.number else { return unsafe hop(io, core) }
   // Looked at with each request: a device can become read-only while it is in use.
   if unsafe target.pointee.isReadOnly, unsafe io.pointee.kind != .read, unsafe io.pointee.kind != .flush {
@@ -129,9 +141,12 @@ func dispatch(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<
 func finish(_ io: UnsafeMutablePointer<BlockIO>, _ result: CInt, _ core: UnsafeMutablePointer<ReactorCore>) {
   let target = unsafe io.pointee.target
   unsafe target.pointee.inflight -= 1
+  let now = clinux_monotonic_nanoseconds()
+  unsafe core.pointee.now = now
+  let elapsed = unsafe now &- io.pointee.began
   unsafe target.pointee.counters.pointee.count(
-    io.pointee.kind, bytes: io.pointee.length, nanoseconds: clinux_monotonic_nanoseconds() &- io.pointee.began,
-    isFailed: result < 0)
+    io.pointee.kind, bytes: io.pointee.length, nanoseconds: elapsed, isFailed: result < 0)
+  if unsafe elapsed >= core.pointee.slow.threshold { unsafe noteSlow(io, result, now: now, core) }
   unsafe io.pointee.done(io, result, core)
 }
 
@@ -157,8 +172,8 @@ func push(
   unsafe frame.initialize(
     to: BlockFrame(
       target: io.pointee.target, vectors: io.pointee.vectors, first: io.pointee.first, end: io.pointee.end,
-      offset: io.pointee.offset, length: io.pointee.length, began: io.pointee.began, done: io.pointee.done,
-      frame: io.pointee.frame))
+      offset: io.pointee.offset, length: io.pointee.length, began: io.pointee.began, admitted: io.pointee.admitted,
+      done: io.pointee.done, frame: io.pointee.frame))
   unsafe io.pointee.frame = unsafe frame
   return unsafe frame
 }
@@ -172,7 +187,9 @@ func pop(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<React
   unsafe io.pointee.end = unsafe frame.pointee.end
   unsafe io.pointee.offset = unsafe frame.pointee.offset
   unsafe io.pointee.length = unsafe frame.pointee.length
+  unsafe io.pointee.place = unsafe frame.pointee.offset
   unsafe io.pointee.began = unsafe frame.pointee.began
+  unsafe io.pointee.admitted = unsafe frame.pointee.admitted
   unsafe io.pointee.done = unsafe frame.pointee.done
   unsafe io.pointee.frame = unsafe frame.pointee.frame
   unsafe core.pointee.frames.give(frame)

@@ -29,6 +29,8 @@ struct BlockTarget {
   var limiter: UnsafeMutablePointer<RateLimiter>?
   /// What virtio-blk's GET_ID answers: 20 bytes, padded with zeros.
   let identity: UnsafeMutableRawPointer
+  /// The device's name.
+  let label: UnsafeMutablePointer<IOLabel>
 
   // Files.
   /// Opened with O_DIRECT, or -1 where the file has no direct I/O.
@@ -64,13 +66,15 @@ struct BlockTarget {
     unsafe target.initialize(
       to: BlockTarget(
         engine: engine, reactor: reactor, capacity: capacity, blockSize: blockSize, isReadOnly: isReadOnly,
-        canUnmap: canUnmap, canWriteZeroes: canWriteZeroes, counters: counters, identity: identity))
+        canUnmap: canUnmap, canWriteZeroes: canWriteZeroes, counters: counters, identity: identity,
+        label: IOLabel.make(name)))
     return unsafe target
   }
 
   static func destroy(_ target: UnsafeMutablePointer<BlockTarget>) {
     unsafe target.pointee.counters.deallocate()
     unsafe target.pointee.identity.deallocate()
+    unsafe target.pointee.label.deallocate()
     if let limiter = unsafe target.pointee.limiter {
       unsafe limiter.deinitialize(count: 1)
       unsafe limiter.deallocate()
@@ -80,7 +84,8 @@ struct BlockTarget {
 
   private init(
     engine: Engine, reactor: Int, capacity: UInt64, blockSize: UInt32, isReadOnly: Bool, canUnmap: Bool,
-    canWriteZeroes: Bool, counters: UnsafeMutablePointer<IOCounters>, identity: UnsafeMutableRawPointer
+    canWriteZeroes: Bool, counters: UnsafeMutablePointer<IOCounters>, identity: UnsafeMutableRawPointer,
+    label: UnsafeMutablePointer<IOLabel>
   ) {
     unsafe self.engine = engine
     unsafe self.reactor = reactor
@@ -91,6 +96,7 @@ struct BlockTarget {
     unsafe self.canWriteZeroes = canWriteZeroes
     unsafe self.counters = unsafe counters
     unsafe self.identity = unsafe identity
+    unsafe self.label = unsafe label
   }
 }
 

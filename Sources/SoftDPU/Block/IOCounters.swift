@@ -16,6 +16,8 @@ struct IOCounters: Sendable {
   var writeZeroes = Of()
   var flush = Of()
   var errors: UInt64 = 0
+  /// Requests that took longer than the threshold of the trace.
+  var slow: UInt64 = 0
   /// Latencies of all requests: entry `n` counts those below `IOCounters.bounds[n]`, the last those above all bounds.
   var histogram = InlineArray<13, UInt64>(repeating: 0)
 

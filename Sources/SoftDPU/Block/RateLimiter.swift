@@ -152,6 +152,7 @@ func releaseWaiting(_ target: UnsafeMutablePointer<BlockTarget>, _ core: UnsafeM
     unsafe limiter.pointee.first = unsafe io.pointee.next
     if unsafe io.pointee.next == nil { unsafe limiter.pointee.last = nil }
     unsafe io.pointee.next = nil
+    unsafe io.pointee.admitted = now
     unsafe dispatch(io, core)
   }
 }

@@ -1,6 +1,7 @@
 import CLinux
 import Dispatch
 import Glibc
+import JSON
 import JSONRPC
 import Logging
 import Synchronization
@@ -18,7 +19,7 @@ extension Inventory {
     let controller = try openController(name, device, isReadOnly: isReadOnly)
     change { $0.controllers[name] = controller }
     do throws(SoftDPUError) {
-      try save()
+      try record(.add(controller.creation))
     } catch {
       change { $0.controllers[name] = nil }
       unsafe unlink(controller.path)
@@ -75,7 +76,7 @@ extension Inventory {
         }
         do throws(SoftDPUError) {
           if isPresent {
-            try save()
+            try record(.remove(key: controller.creation.key))
             controller.device.close(controller)
             logger.info("controller deleted", metadata: ["controller": "\(name)"])
           }
@@ -113,6 +114,15 @@ extension Inventory {
       unsafe unlink(path)
       logger.info("removed a socket without a controller", metadata: ["socket": "\(path)"])
     }
+  }
+}
+
+extension VhostController {
+  /// The call that makes it again after a restart.
+  var creation: ConfigurationCall {
+    ConfigurationCall(
+      method: "vhost_create_blk_controller",
+      parameters: ["ctrlr": .string(name), "dev_name": .string(device.name), "readonly": .bool(isReadOnly)])
   }
 }
 

@@ -40,6 +40,8 @@ extension Inventory {
   /// A file of their own, so that the configuration can be shown and copied without them.
   private func saveKeys() throws(SoftDPUError) {
     guard let keyFile else { return }
+    // A key goes after the devices that were encrypted with it, on the disk as well.
+    try store?.sync()
     try DurableFile.write(["keys": .array(keys.map(\.stored))], to: keyFile)
   }
 

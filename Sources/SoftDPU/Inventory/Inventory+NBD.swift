@@ -1,5 +1,6 @@
 import Dispatch
 import Glibc
+import JSON
 import Logging
 
 /// A device that is exported over NBD (`nbd_start_disk`).
@@ -15,6 +16,12 @@ final class NBDDisk: Sendable {
     self.exportName = exportName
     self.device = device
     self.server = server
+  }
+
+  /// The call that makes it again after a restart.
+  var creation: ConfigurationCall {
+    ConfigurationCall(
+      method: "nbd_start_disk", parameters: ["bdev_name": .string(device.name), "nbd_device": .string(address)])
   }
 }
 
@@ -49,7 +56,7 @@ extension Inventory {
         disk, BlockDevice.User(description: "NBD export \(text)", isExclusive: false, onResize: { _ in }))
       server.add(NBDServer.Export(name: name, device: device))
       change { $0.nbdDisks[text] = disk }
-      try save()
+      try record(.add(disk.creation))
     } catch {
       _ = change { $0.nbdDisks.removeValue(forKey: text) }
       server.remove(name) {}
@@ -77,7 +84,7 @@ extension Inventory {
       return done(.failure(.system(ENODEV, "stop NBD export \(address)")))
     }
     do throws(SoftDPUError) {
-      try save()
+      try record(.remove(key: disk.creation.key))
     } catch {
       change { $0.nbdDisks[address] = disk }
       return done(.failure(error))

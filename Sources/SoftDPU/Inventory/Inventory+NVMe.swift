@@ -14,8 +14,12 @@ final class NVMeAttachment: Sendable {
   var places: [NVMfTarget.ListenAddress] { paths.withLock { $0.map(\.place) } }
   var calls: [ConfigurationCall] {
     paths.withLock { paths in
-      paths.map { ConfigurationCall(method: "bdev_nvme_attach_controller", parameters: $0.parameters) }
+      paths.map { NVMeAttachment.call($0.parameters) }
     }
+  }
+
+  static func call(_ parameters: JSONValue) -> ConfigurationCall {
+    ConfigurationCall(method: "bdev_nvme_attach_controller", parameters: parameters)
   }
 
   func add(_ place: NVMfTarget.ListenAddress, _ parameters: JSONValue) {
@@ -52,7 +56,7 @@ extension Inventory {
         do throws(SoftDPUError) {
           let namespaces = try result.get()
           try takeNamespaces(namespaces, attachment, isFirst: present == nil)
-          try save()
+          try record(.add(NVMeAttachment.call(parameters)))
           done(.success(namespaces.map { "\(name)n\($0.id)" }))
         } catch {
           attachment.remove(place)
@@ -109,8 +113,10 @@ extension Inventory {
     }
     do throws(SoftDPUError) {
       if let place, attachment.places.count > 1 {
+        let before = attachment.calls
         attachment.remove(place)
-        try save()
+        let gone = Set(before.map(\.key)).subtracting(attachment.calls.map(\.key))
+        try record(gone.sorted().map { .remove(key: $0) })
         attachment.controller.disconnect(place)
         return done(.success(()))
       }
@@ -121,7 +127,7 @@ extension Inventory {
       }
       for device in devices { try remove(device) }
       change { $0.nvme[name] = nil }
-      try save()
+      try record(attachment.calls.map { .remove(key: $0.key) })
     } catch {
       return done(.failure(error))
     }

@@ -15,7 +15,7 @@ extension Inventory {
     guard nvmf.transport == nil else { throw .system(EEXIST, "create transport TCP") }
     nvmf.change { $0.transport = transport }
     do throws(SoftDPUError) {
-      try save()
+      try record(.add(transport.creation))
     } catch {
       nvmf.change { $0.transport = nil }
       throw error
@@ -38,7 +38,7 @@ extension Inventory {
       state.order.append(nqn)
     }
     do throws(SoftDPUError) {
-      try save()
+      try record(.add(subsystem.creation))
     } catch {
       nvmf.change { state in
         state.subsystems[nqn] = nil
@@ -71,7 +71,7 @@ extension Inventory {
       return position
     }
     do throws(SoftDPUError) {
-      try save()
+      try record(subsystem.calls.map { .remove(key: $0.key) })
     } catch {
       nvmf.change { state in
         state.subsystems[nqn] = subsystem
@@ -128,7 +128,7 @@ extension Inventory {
         onResize: { _ in nvmf.noteChange(nqn, id) }))
     nvmf.change { $0.subsystems[nqn]?.namespaces[id] = namespace }
     do throws(SoftDPUError) {
-      try save()
+      try record(.add(namespace.creation(nqn)))
     } catch {
       nvmf.change { $0.subsystems[nqn]?.namespaces[id] = nil }
       device.close(namespace.owner)
@@ -148,7 +148,7 @@ extension Inventory {
     }
     nvmf.change { $0.subsystems[nqn]?.namespaces[id] = nil }
     do throws(SoftDPUError) {
-      try save()
+      try record(.remove(key: namespace.creation(nqn).key))
     } catch {
       nvmf.change { $0.subsystems[nqn]?.namespaces[id] = namespace }
       return done(.failure(error))
@@ -197,7 +197,7 @@ extension Inventory {
     }
     nvmf.change { $0.subsystems[nqn]?.listeners.append(place) }
     do throws(SoftDPUError) {
-      try save()
+      try record(.add(place.creation(nqn)))
     } catch {
       nvmf.change { $0.subsystems[nqn]?.listeners.removeAll { $0 == place } }
       closeIfUnused(place)
@@ -216,7 +216,7 @@ extension Inventory {
     }
     nvmf.change { $0.subsystems[nqn]?.listeners.removeAll { $0 == place } }
     do throws(SoftDPUError) {
-      try save()
+      try record(.remove(key: place.creation(nqn).key))
     } catch {
       nvmf.change { $0.subsystems[nqn]?.listeners.append(place) }
       throw error
@@ -251,7 +251,13 @@ extension Inventory {
       state.subsystems[nqn]?.allowsAnyHost = isOpen
     }
     do throws(SoftDPUError) {
-      try save()
+      var changes: [SavedConfiguration.Change] = []
+      for host in before.hosts where !hosts.contains(host) {
+        changes.append(.remove(key: ConfigurationCall.key(host: host, of: nqn)))
+      }
+      for host in hosts where !before.hosts.contains(host) { changes.append(.add(after.creation(host: host))) }
+      if isOpen != before.allowsAnyHost { changes.append(.update(after.creation)) }
+      try record(changes)
     } catch {
       nvmf.change { state in
         state.subsystems[nqn]?.hosts = before.hosts
@@ -267,44 +273,44 @@ extension Inventory {
 
   var nvmfConfiguration: [ConfigurationCall] {
     guard let transport = nvmf.transport else { return [] }
-    var calls = [
-      ConfigurationCall(
-        method: "nvmf_create_transport",
-        parameters: [
-          "trtype": "TCP", "max_queue_depth": .integer(Int64(transport.queueDepth)),
-          "max_io_qpairs_per_ctrlr": .integer(Int64(transport.maximumQueues)),
-          "in_capsule_data_size": .integer(Int64(transport.inCapsuleLength)),
-          "max_io_size": .integer(Int64(transport.maximumTransfer)), "c2h_success": .bool(transport.sendsSuccess),
-        ])
-    ]
-    for subsystem in nvmf.subsystems {
-      calls.append(
-        ConfigurationCall(
-          method: "nvmf_create_subsystem",
-          parameters: [
-            "nqn": .string(subsystem.nqn), "allow_any_host": .bool(subsystem.allowsAnyHost),
-            "serial_number": .string(subsystem.serialNumber), "model_number": .string(subsystem.modelNumber),
-            "max_namespaces": .integer(Int64(subsystem.maximumNamespaces)),
-          ]))
-      for host in subsystem.hosts {
-        calls.append(
-          ConfigurationCall(
-            method: "nvmf_subsystem_add_host", parameters: ["nqn": .string(subsystem.nqn), "host": .string(host)]))
-      }
-      for namespace in subsystem.namespaces.values.sorted(by: { $0.id < $1.id }) {
-        calls.append(
-          ConfigurationCall(
-            method: "nvmf_subsystem_add_ns",
-            parameters: ["nqn": .string(subsystem.nqn), "namespace": namespace.parameters]))
-      }
-      for listener in subsystem.listeners {
-        calls.append(
-          ConfigurationCall(
-            method: "nvmf_subsystem_add_listener",
-            parameters: ["nqn": .string(subsystem.nqn), "listen_address": listener.json]))
-      }
-    }
-    return calls
+    return [transport.creation] + nvmf.subsystems.flatMap(\.calls)
+  }
+}
+
+extension NVMfTarget.Transport {
+  /// The call that makes it again after a restart.
+  var creation: ConfigurationCall {
+    ConfigurationCall(
+      method: "nvmf_create_transport",
+      parameters: [
+        "trtype": "TCP", "max_queue_depth": .integer(Int64(queueDepth)),
+        "max_io_qpairs_per_ctrlr": .integer(Int64(maximumQueues)),
+        "in_capsule_data_size": .integer(Int64(inCapsuleLength)), "max_io_size": .integer(Int64(maximumTransfer)),
+        "c2h_success": .bool(sendsSuccess),
+      ])
+  }
+}
+
+extension NVMfTarget.Subsystem {
+  /// The call that makes it again after a restart, without what it has.
+  var creation: ConfigurationCall {
+    ConfigurationCall(
+      method: "nvmf_create_subsystem",
+      parameters: [
+        "nqn": .string(nqn), "allow_any_host": .bool(allowsAnyHost), "serial_number": .string(serialNumber),
+        "model_number": .string(modelNumber), "max_namespaces": .integer(Int64(maximumNamespaces)),
+      ])
+  }
+
+  func creation(host: String) -> ConfigurationCall {
+    ConfigurationCall(
+      method: "nvmf_subsystem_add_host", parameters: ["nqn": .string(nqn), "host": .string(host)])
+  }
+
+  /// The calls that make it again with all that it has.
+  var calls: [ConfigurationCall] {
+    [creation] + hosts.map(creation(host:))
+      + namespaces.values.sorted { $0.id < $1.id }.map { $0.creation(nqn) } + listeners.map { $0.creation(nqn) }
   }
 }
 
@@ -341,6 +347,11 @@ extension NVMfTarget.Namespace {
     given = identity
   }
 
+  func creation(_ nqn: String) -> ConfigurationCall {
+    ConfigurationCall(
+      method: "nvmf_subsystem_add_ns", parameters: ["nqn": .string(nqn), "namespace": parameters])
+  }
+
   /// As `nvmf_subsystem_add_ns` takes it.
   var parameters: JSONValue {
     var value: JSONValue = [
@@ -353,6 +364,11 @@ extension NVMfTarget.Namespace {
 }
 
 extension NVMfTarget.ListenAddress {
+  func creation(_ nqn: String) -> ConfigurationCall {
+    ConfigurationCall(
+      method: "nvmf_subsystem_add_listener", parameters: ["nqn": .string(nqn), "listen_address": json])
+  }
+
   var json: JSONValue {
     [
       "trtype": "TCP", "adrfam": .string(isIPv6 ? "IPv6" : "IPv4"), "traddr": .string(address),

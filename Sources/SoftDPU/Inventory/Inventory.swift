@@ -32,15 +32,13 @@ final class Inventory: Sendable {
   let logger: Logger
   let notifications = Notifications()
   let nvmf: NVMfTarget
-  private let stateFile: String?
+  /// nil where nothing is kept over a restart.
+  let store: ConfigurationStore?
   let keyFile: String?
   private let state = Mutex(State())
-  /// One save at a time, so that an older state never replaces a newer one.
-  private let saving = Mutex(SaveState())
-
-  private struct SaveState {
-    var isSuspended = false
-  }
+  /// Nothing is written down while what was written down is made again.
+  private let isRestoring = Mutex(false)
+  private let slow = Mutex<UInt64>(0)
 
   /// How long a delete waits for the front end to let go.
   static let releaseTime = DispatchTimeInterval.seconds(5)
@@ -48,7 +46,7 @@ final class Inventory: Sendable {
   init(vhostDirectory: String, reactors: [Reactor], stateDirectory: String?, logger: Logger) {
     self.vhostDirectory = vhostDirectory
     self.reactors = reactors
-    stateFile = stateDirectory.map { "\($0)/softdpu.json" }
+    store = stateDirectory.map { ConfigurationStore(directory: $0) }
     keyFile = stateDirectory.map { "\($0)/keys.json" }
     self.logger = logger
     nvmf = NVMfTarget(reactor: reactors[0], logger: logger)
@@ -102,7 +100,7 @@ final class Inventory: Sendable {
       for other in device.aliases + [device.uuid] where other != name { state.otherNames[other] = name }
     }
     do throws(SoftDPUError) {
-      if device.creation != nil { try save() }
+      if let creation = device.creation { try record(.add(creation)) }
     } catch {
       forget(device)
       throw error
@@ -122,7 +120,10 @@ final class Inventory: Sendable {
     let position = state.withLock { $0.order.firstIndex(of: name) }
     forget(device)
     do throws(SoftDPUError) {
-      if device.creation != nil { try save() }
+      var changes: [SavedConfiguration.Change] = []
+      if !device.limits.isUnlimited { changes.append(.remove(key: limitCall(device).key)) }
+      if let creation = device.creation { changes.append(.remove(key: creation.key)) }
+      try record(changes)
     } catch {
       state.withLock { state in
         state.devices[name] = device
@@ -157,12 +158,24 @@ final class Inventory: Sendable {
     }
   }
 
-  // MARK: Configuration
+  // MARK: Slow requests
 
-  /// The subsystems in the order in which they are brought back, with what each depends on.
-  static let subsystems: [(name: String, dependsOn: [String])] = [
-    ("accel", []), ("bdev", ["accel"]), ("vhost_blk", ["bdev"]), ("nvmf", ["bdev"]), ("nbd", ["bdev"]),
-  ]
+  /// From how many microseconds on a request is slow; 0 is off.
+  var slowThreshold: UInt64 { slow.withLock { $0 } }
+
+  /// False where that is more than a day.
+  func setSlowThreshold(microseconds: UInt64) -> Bool {
+    guard microseconds <= 86_400_000_000 else { return false }
+    slow.withLock { $0 = microseconds }
+    for reactor in reactors {
+      reactor.post {
+        unsafe reactor.core.pointee.slow.threshold = microseconds == 0 ? .max : microseconds * 1000
+      }
+    }
+    return true
+  }
+
+  // MARK: Configuration
 
   /// The calls that bring back a subsystem; nil where there is none of that name.
   func configuration(of subsystem: String) -> [ConfigurationCall]? {
@@ -171,34 +184,19 @@ final class Inventory: Sendable {
       let remote = nvmeAttachments.flatMap(\.calls)
       return remote
         + devices.flatMap { device in
-          let limits = device.limits
-          let limiting = limits.isUnlimited ? nil : limitCall(device.name, limits)
-          return [device.creation, limiting].compactMap { $0 }
+          [device.creation, device.limits.isUnlimited ? nil : limitCall(device)].compactMap(\.self)
         }
-    case "vhost_blk":
-      return controllers.map { controller in
-        ConfigurationCall(
-          method: "vhost_create_blk_controller",
-          parameters: [
-            "ctrlr": .string(controller.name), "dev_name": .string(controller.device.name),
-            "readonly": .bool(controller.isReadOnly),
-          ])
-      }
-    case "nbd":
-      return nbdDisks.map { disk in
-        ConfigurationCall(
-          method: "nbd_start_disk",
-          parameters: ["bdev_name": .string(disk.device.name), "nbd_device": .string(disk.address)])
-      }
+    case "vhost_blk": return controllers.map(\.creation)
+    case "nbd": return nbdDisks.map(\.creation)
     case "nvmf": return nvmfConfiguration
     case "accel": return []
     default: return nil
     }
   }
 
-  private func limitCall(_ name: String, _ limits: RateLimits) -> ConfigurationCall {
-    var parameters = limits.json
-    parameters["name"] = .string(name)
+  private func limitCall(_ device: BlockDevice) -> ConfigurationCall {
+    var parameters = device.limits.json
+    parameters["name"] = .string(device.name)
     return ConfigurationCall(method: "bdev_set_qos_limit", parameters: parameters)
   }
 
@@ -214,73 +212,82 @@ final class Inventory: Sendable {
   func dropUnrestored(key: String) { drop { $0.key == key } }
 
   private func drop(_ isGone: (ConfigurationCall) -> Bool) {
-    let hasChanged = state.withLock { state -> Bool in
-      let count = state.unrestored.count
+    let dropped = state.withLock { state -> Set<String> in
+      let keys = Set(state.unrestored.filter(isGone).map(\.key))
       state.unrestored.removeAll(where: isGone)
-      return state.unrestored.count != count
+      return keys
     }
-    guard hasChanged else { return }
     do throws(SoftDPUError) {
-      try save()
+      try record(dropped.sorted().map { .remove(key: $0) })
     } catch {
       logger.error("the configuration could not be written down", metadata: ["error": "\(error)"])
     }
   }
 
-  /// The calls that were not brought back and that nothing has made since.
-  private func unrestored(of subsystem: String) -> [ConfigurationCall] {
-    state.withLock { $0.unrestored }.filter { Inventory.subsystem(of: $0.method) == subsystem }
-  }
-
-  /// Forgets calls whose result somebody has made since: removing that later removes it for good.
-  private func dropUnrestored(live calls: [ConfigurationCall]) {
-    let keys = Set(calls.map(\.key))
+  /// Writes changes down, which have been made already, where there is a place for it. `whenDurable` tells when they are
+  /// on disk.
+  func record(_ changes: [SavedConfiguration.Change]) throws(SoftDPUError) {
+    guard let store, !changes.isEmpty, !isRestoring.withLock({ $0 }) else { return }
+    // What could not be brought back and has been made since: removing that later removes it for good.
+    let keys = Set(changes.map(\.key))
     state.withLock { $0.unrestored.removeAll { keys.contains($0.key) } }
+    try store.append(changes) { everything.file }
   }
 
-  private static func subsystem(of method: String) -> String {
-    let known = [("bdev_", "bdev"), ("vhost_", "vhost_blk"), ("nvmf_", "nvmf"), ("nbd_", "nbd")]
-    return known.first { method.hasPrefix($0.0) }?.1 ?? "accel"
+  func record(_ change: SavedConfiguration.Change) throws(SoftDPUError) { try record([change]) }
+
+  /// Writes down another limit of a device.
+  func recordLimits(_ device: BlockDevice) throws(SoftDPUError) {
+    let call = limitCall(device)
+    try record(device.limits.isUnlimited ? .remove(key: call.key) : .update(call))
   }
 
-  /// Writes down what is there, where there is a place for it.
-  func save() throws(SoftDPUError) {
-    guard let stateFile else { return }
-    let result = saving.withLock { saving -> Result<Void, SoftDPUError> in
-      guard !saving.isSuspended else { return .success(()) }
-      dropUnrestored(live: Inventory.subsystems.flatMap { configuration(of: $0.name) ?? [] })
-      let subsystems = Inventory.subsystems.map { subsystem -> JSONValue in
-        [
-          "subsystem": .string(subsystem.name),
-          "config": .array(
-            ((configuration(of: subsystem.name) ?? []) + unrestored(of: subsystem.name)).map(\.json)),
-        ]
-      }
-      do throws(SoftDPUError) {
-        return .success(try DurableFile.write(["subsystems": .array(subsystems)], to: stateFile))
-      } catch {
-        return .failure(error)
-      }
-    }
-    try result.get()
+  /// Writes down that a device is made by another call than before: with another size, for example.
+  func recordCreation(_ device: BlockDevice) throws(SoftDPUError) {
+    if let creation = device.creation { try record(.update(creation)) }
+  }
+
+  /// Calls `body` when all that was written down until now is on disk, or with the reason why it is not.
+  func whenDurable(_ body: @escaping @Sendable (SoftDPUError?) -> Void) {
+    guard let store else { return body(nil) }
+    store.whenDurable(body)
+  }
+
+  /// What is there, and what could not be brought back.
+  private var everything: SavedConfiguration {
+    SavedConfiguration(
+      SavedConfiguration.subsystems.flatMap { configuration(of: $0.name) ?? [] } + state.withLock { $0.unrestored })
   }
 
   /// The calls that were written down last, in their order.
   func savedCalls() throws(SoftDPUError) -> [ConfigurationCall] {
-    guard let stateFile, let saved = try DurableFile.read(stateFile) else { return [] }
-    guard let subsystems = saved["subsystems"]?.arrayValue else {
-      throw SoftDPUError(
-        code: .state, operation: "read \(stateFile)",
-        message: "not a configuration as SPDK's save_config writes it; move the file away to start empty")
+    guard let store else { return [] }
+    let loaded = try store.load()
+    if loaded.tornBytes > 0 {
+      logger.warning(
+        "the last change of the configuration was cut short before its call was answered, and is left out",
+        metadata: ["bytes": "\(loaded.tornBytes)"])
     }
-    return subsystems.flatMap { $0["config"]?.arrayValue ?? [] }.compactMap(ConfigurationCall.init)
+    if let error = loaded.failure {
+      logger.error("the configuration could not be written anew", metadata: ["error": "\(error)"])
+    }
+    return loaded.configuration.calls
   }
 
   /// Runs `body` without writing down what it changes.
   func withoutSaving(_ body: () -> Void) {
-    saving.withLock { $0.isSuspended = true }
+    isRestoring.withLock { $0 = true }
     body()
-    saving.withLock { $0.isSuspended = false }
+    isRestoring.withLock { $0 = false }
+  }
+
+  /// Puts the whole configuration into one file, at the end of the process.
+  func closeStore() {
+    do throws(SoftDPUError) {
+      try store?.close { everything.file }
+    } catch {
+      logger.error("the configuration could not be put into one file", metadata: ["error": "\(error)"])
+    }
   }
 
   // MARK: The end
@@ -314,15 +321,6 @@ final class Inventory: Sendable {
     if group.wait(timeout: .now() + Inventory.releaseTime) == .timedOut {
       logger.warning("requests are still in flight; stopping without them")
     }
-  }
-}
-
-extension ConfigurationCall {
-  var json: JSONValue { ["method": .string(method), "params": parameters] }
-
-  init?(_ value: JSONValue) {
-    guard let method = value["method"]?.stringValue else { return nil }
-    self.init(method: method, parameters: value["params"] ?? [:])
   }
 }
 

@@ -132,7 +132,8 @@ final class NBDConnection: Drainable, @unchecked Sendable {
     unsafe state.initialize(
       to: NBDState(
         stream: stream, target: export.device.target, connection: connection,
-        hasStructuredReplies: hasStructuredReplies, hasAllocationContext: hasAllocationContext))
+        asker: "NBD \(export.name)\(IOLabel.peer(of: fd))", hasStructuredReplies: hasStructuredReplies,
+        hasAllocationContext: hasAllocationContext))
     unsafe NBDState.prepare(state)
     unsafe self.stream = unsafe stream
     unsafe self.state = unsafe state
@@ -150,6 +151,7 @@ final class NBDConnection: Drainable, @unchecked Sendable {
   private func transmit(_ state: UnsafeMutablePointer<NBDState>, _ stream: UnsafeMutablePointer<Stream>) {
     // Others have their turn after so many buffers.
     var budget = 8
+    var isDry = false
     while !isClosed {
       switch unsafe takeRequests(state, core) {
       case .more: break
@@ -157,6 +159,7 @@ final class NBDConnection: Drainable, @unchecked Sendable {
       case .finished: return close("the client is done")
       case .broken: return close("the client broke the protocol")
       }
+      if isDry { return }
       guard budget > 0 else {
         reactor.post { [weak self] in self?.readable() }
         return
@@ -172,6 +175,7 @@ final class NBDConnection: Drainable, @unchecked Sendable {
       } else {
         count = unsafe stream.pointee.receive()
       }
+      isDry = unsafe stream.pointee.isDry
       guard count > 0 else {
         if count == 0 { close("the client left") }
         if count < 0, count != -Int(EAGAIN), count != -Int(EINTR) { close(systemText(CInt(-count))) }

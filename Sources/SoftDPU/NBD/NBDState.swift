@@ -37,6 +37,7 @@ struct NBDState {
   let items: UnsafeMutablePointer<OutgoingItem>
   let vectors: UnsafeMutablePointer<iovec>
   let headers: UnsafeMutableRawPointer
+  let asker: UnsafeMutablePointer<IOLabel>
   let hasStructuredReplies: Bool
   let hasAllocationContext: Bool
   let isReadOnly: Bool
@@ -60,8 +61,9 @@ struct NBDState {
 
   init(
     stream: UnsafeMutablePointer<Stream>, target: UnsafeMutablePointer<BlockTarget>,
-    connection: UnsafeMutableRawPointer, hasStructuredReplies: Bool, hasAllocationContext: Bool
+    connection: UnsafeMutableRawPointer, asker: String, hasStructuredReplies: Bool, hasAllocationContext: Bool
   ) {
+    unsafe self.asker = IOLabel.make(asker)
     unsafe self.stream = unsafe stream
     unsafe self.target = unsafe target
     unsafe self.connection = unsafe connection
@@ -90,11 +92,13 @@ struct NBDState {
             }),
           state: state, item: state.pointee.items + index,
           header: state.pointee.headers + index * NBDState.headerLength, next: state.pointee.free))
+      unsafe slot.pointee.io.asker = unsafe state.pointee.asker
       unsafe state.pointee.free = unsafe slot
     }
   }
 
   func deallocate() {
+    unsafe asker.deallocate()
     unsafe slots.deallocate()
     unsafe items.deallocate()
     unsafe vectors.deallocate()

@@ -17,8 +17,12 @@ final class HostQueue: Drainable, @unchecked Sendable {
   private var isGone = false
   /// The target answered the first PDU.
   var onInitialized: () -> Void = {}
-  /// A command of a request has ended.
-  var onCompleted: (UnsafeMutablePointer<HostSlot>, UInt16) -> Void = { _, _ in }
+  /// Takes the ends of requests' commands. Kept until the last byte of this connection has been looked at, so that the
+  /// hot path needs not count references to it.
+  var path: InitiatorPath? {
+    didSet { unsafe taker = unsafe path.map { unsafe Unmanaged.passUnretained($0) } }
+  }
+  private var taker: Unmanaged<InitiatorPath>?
   /// The connection is gone. Open commands are still in their slots.
   var onLost: (String) -> Void = { _ in }
 
@@ -28,6 +32,7 @@ final class HostQueue: Drainable, @unchecked Sendable {
   init(fd: CInt, reactor: Reactor, depth: Int, hasHeaderDigest: Bool, hasDataDigest: Bool) {
     self.fd = fd
     self.reactor = reactor
+    unsafe taker = nil
     unsafe stream = UnsafeMutablePointer<Stream>.allocate(capacity: 1)
     unsafe state = UnsafeMutablePointer<HostQueueState>.allocate(capacity: 1)
     unsafe hello = UnsafeMutablePointer<OutgoingItem>.allocate(capacity: 1)
@@ -97,6 +102,7 @@ final class HostQueue: Drainable, @unchecked Sendable {
         unsafe completed(slot, status, word0, word1)
       }
       if case .broken(let reason) = progress { return close("the target broke the protocol: \(reason)") }
+      if unsafe stream.pointee.isDry { return }
       budget -= 1
       if budget == 0 {
         reactor.post { [weak self] in self?.readable() }
@@ -112,8 +118,8 @@ final class HostQueue: Drainable, @unchecked Sendable {
       unsafe slot.pointee.done = nil
       done(status, word0, word1)
       unsafe release(slot, core)
-    } else {
-      unsafe onCompleted(slot, status)
+    } else if let taker = unsafe taker {
+      unsafe taker._withUnsafeGuaranteedRef { unsafe $0.completed(slot, status) }
     }
   }
 
@@ -163,6 +169,7 @@ final class HostQueue: Drainable, @unchecked Sendable {
   func close(_ reason: String) {
     guard !isClosed else { return }
     isClosed = true
+    unsafe state.pointee.isClosed = true
     unsafe watch?.cancel(core.pointee.ring)
     shutdown(fd, CInt(SHUT_RDWR))
     // Not at once: the caller may be in the middle of this queue's bytes.
@@ -171,7 +178,7 @@ final class HostQueue: Drainable, @unchecked Sendable {
       self.onLost = { _ in }
       onLost(reason)
       onInitialized = {}
-      unsafe onCompleted = { _, _ in }
+      path = nil
       reactor.whenDrained(self)
       reactor.post {}
     }

@@ -50,6 +50,8 @@ struct HostQueueState {
   var hasHeaderDigest: Bool
   var hasDataDigest: Bool
   var isInitialized = false
+  /// No command is taken any more.
+  var isClosed = false
   /// What the target takes in one PDU of data, and in a capsule.
   var maximumData = 4096
   var inCapsuleLength = 0

@@ -47,7 +47,11 @@ final class InitiatorController: @unchecked Sendable {
   private let shown = Mutex<[InitiatorPath.Report]>([])
 
   // Reactor's thread.
-  private var paths: [InitiatorPath] = []
+  private var paths: [InitiatorPath] = [] {
+    didSet { unsafe ways = unsafe paths.map { unsafe Unmanaged.passUnretained($0) } }
+  }
+  /// `paths` for the hot path, which counts no references.
+  private var ways: [Unmanaged<InitiatorPath>] = unsafe []
   private var nextPath = 0
   private var waitingFirst: UnsafeMutablePointer<BlockIO>?
   private var waitingLast: UnsafeMutablePointer<BlockIO>?
@@ -145,17 +149,21 @@ final class InitiatorController: @unchecked Sendable {
   }
 
   private func dispatchToPath(_ io: UnsafeMutablePointer<BlockIO>) -> Bool {
-    for _ in paths.indices {
-      nextPath = (nextPath + 1) % paths.count
-      if unsafe paths[nextPath].take(io) { return true }
+    let count = unsafe ways.count
+    for _ in 0..<count {
+      nextPath = nextPath + 1 < count ? nextPath + 1 : 0
+      if unsafe ways[nextPath]._withUnsafeGuaranteedRef({ unsafe $0.take(io) }) { return true }
     }
     return false
   }
 
   /// Hands in what waits, as far as there is room.
   func serveWaiting() {
+    guard unsafe waitingFirst != nil else { return }
+    let now = clinux_monotonic_nanoseconds()
     while let io = unsafe waitingFirst {
       let next = unsafe io.pointee.next
+      unsafe io.pointee.admitted = now
       guard unsafe dispatchToPath(io) else { return }
       unsafe waitingFirst = unsafe next
       if unsafe next == nil { unsafe waitingLast = nil }

@@ -4,7 +4,8 @@ import Logging
 
 /// One way to a remote subsystem: an admin queue and I/O queues at one address, connected again after they broke.
 ///
-/// SAFETY: the controller's reactor only.
+/// SAFETY: the controller's reactor only. What the hot path has without counting references is kept by others: the
+/// controller by the devices whose requests are under way, the queues' states by `queues`.
 @safe
 final class InitiatorPath {
   enum State: String, Sendable { case connecting, enabled, reconnecting, failed }
@@ -18,9 +19,13 @@ final class InitiatorPath {
 
   let place: NVMfTarget.ListenAddress
   private unowned let controller: InitiatorController
+  private let owner: Unmanaged<InitiatorController>
+  private let core: UnsafeMutablePointer<ReactorCore>
   private let hostID: [UInt8]
   private var admin: HostQueue?
   private var queues: [HostQueue] = []
+  /// Of `queues`, in their order.
+  private var states: [UnsafeMutablePointer<HostQueueState>] = unsafe []
   private var connected = 0
   private var state = State.connecting
   private var controllerID: UInt16 = 0
@@ -42,12 +47,13 @@ final class InitiatorPath {
   init(place: NVMfTarget.ListenAddress, controller: InitiatorController, hostID: [UInt8]) {
     self.place = place
     self.controller = controller
+    unsafe owner = unsafe Unmanaged.passUnretained(controller)
+    unsafe core = unsafe controller.reactor.core
     self.hostID = hostID
   }
 
   var isReady: Bool { state == .enabled }
   var report: Report { Report(place: place, state: state.rawValue, controllerID: controllerID) }
-  private var core: UnsafeMutablePointer<ReactorCore> { unsafe controller.reactor.core }
   private var context: UnsafeMutableRawPointer { unsafe Unmanaged.passUnretained(self).toOpaque() }
 
   func start(_ done: @escaping (Result<[InitiatorController.Namespace], SoftDPUError>) -> Void) {
@@ -66,8 +72,9 @@ final class InitiatorPath {
   /// Takes a request; false where no queue has room.
   func take(_ io: UnsafeMutablePointer<BlockIO>) -> Bool {
     guard state == .enabled else { return false }
-    for queue in queues where !queue.isClosed {
-      guard let slot = unsafe queue.state.pointee.take() else { continue }
+    for index in unsafe states.indices {
+      let queue = unsafe states[index]
+      guard unsafe !queue.pointee.isClosed, let slot = unsafe queue.pointee.take() else { continue }
       unsafe slot.pointee.io = unsafe io
       unsafe begin(slot, io)
       return true
@@ -157,11 +164,11 @@ final class InitiatorPath {
     let io = unsafe slot.pointee.io
     unsafe release(slot, core)
     if let io = unsafe io { unsafe finish(io, result, core) }
-    controller.serveWaiting()
+    unsafe owner._withUnsafeGuaranteedRef { $0.serveWaiting() }
   }
 
   /// Takes the completion of a request's command.
-  private func completed(_ slot: UnsafeMutablePointer<HostSlot>, _ status: UInt16) {
+  func completed(_ slot: UnsafeMutablePointer<HostSlot>, _ status: UInt16) {
     guard let io = unsafe slot.pointee.io else { return unsafe release(slot, core) }
     let code = status & 0x7FF
     guard code == NVMe.Status.success else {
@@ -245,7 +252,7 @@ final class InitiatorPath {
       guard let self, self.generation == generation else { return }
       lose(reason, error: ECONNREFUSED)
     }
-    unsafe queue.onCompleted = { [weak self] slot, status in unsafe self?.completed(slot, status) }
+    queue.path = self
     return queue
   }
 
@@ -393,6 +400,7 @@ final class InitiatorPath {
     for number in 1...count {
       guard let queue = makeQueue(depth: depth) else { return lose("no socket", error: EMFILE) }
       queues.append(queue)
+      unsafe states.append(queue.state)
       queue.onInitialized = { [weak self, weak queue] in
         guard let self, let queue, self.generation == generation else { return }
         unsafe queue.state.pointee.inCapsuleLength = inCapsuleLength
@@ -494,6 +502,7 @@ final class InitiatorPath {
     admin?.close(reason)
     admin = nil
     queues = []
+    unsafe states = unsafe []
     unsafe controller.takeBack(requests)
     if let first = onFirst {
       onFirst = nil

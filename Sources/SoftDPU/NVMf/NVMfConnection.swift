@@ -68,18 +68,21 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
     guard let state = unsafe state, let stream = unsafe stream else { return initialize() }
     // Others have their turn after so many buffers.
     var budget = 8
+    var isDry = false
     while !isClosed {
       switch unsafe takePDUs(state, core) {
       case .more: break
       case .finished: return close("the host ended the connection")
       case .broken(let reason, let field): return terminate(reason, field)
       }
+      if isDry { return }
       guard budget > 0 else {
         target.reactor.post { [weak self] in self?.readable() }
         return
       }
       budget -= 1
       let count = unsafe stream.pointee.receive()
+      isDry = unsafe stream.pointee.isDry
       guard count > 0 else {
         if count == 0 { close("the host left") }
         if count < 0, count != -Int(EAGAIN), count != -Int(EINTR) { close(systemText(CInt(-count))) }
@@ -177,6 +180,8 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
     unsafe state.pointee.namespaces = unsafe Unmanaged.passUnretained(table)
     unsafe state.pointee.isIOQueue = true
     unsafe state.pointee.queueSize = queueSize
+    let host = controller?.hostNQN ?? ""
+    unsafe state.pointee.asker.pointee = IOLabel("NVMe/TCP\(IOLabel.peer(of: fd)) \(host)")
   }
 
   // MARK: The end

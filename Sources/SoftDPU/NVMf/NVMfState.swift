@@ -72,6 +72,7 @@ struct NVMfState {
   let items: UnsafeMutablePointer<OutgoingItem>
   let vectors: UnsafeMutablePointer<iovec>
   let headers: UnsafeMutableRawPointer
+  let asker = unsafe IOLabel.make("NVMe/TCP")
   let hasHeaderDigest: Bool
   let hasDataDigest: Bool
   /// Data in PDUs to the host begins at a multiple of this.
@@ -141,11 +142,13 @@ struct NVMfState {
           state: state, item: state.pointee.items + index,
           header: state.pointee.headers + index * NVMfState.headerLength, index: UInt16(index),
           next: state.pointee.free))
+      unsafe slot.pointee.io.asker = unsafe state.pointee.asker
       unsafe state.pointee.free = unsafe slot
     }
   }
 
   func deallocate() {
+    unsafe asker.deallocate()
     unsafe slots.deallocate()
     unsafe items.deallocate()
     unsafe vectors.deallocate()

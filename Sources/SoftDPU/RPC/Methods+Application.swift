@@ -49,7 +49,7 @@ extension Methods {
     reply(
       .success(
         .array(
-          Inventory.subsystems.map {
+          SavedConfiguration.subsystems.map {
             ["subsystem": .string($0.name), "depends_on": .array($0.dependsOn.map { .string($0) })]
           })))
   }

@@ -82,8 +82,10 @@ extension Methods {
       for name in names { devices.append(try inventory.requireDevice(name, "read statistics of")) }
     }
     let now = clinux_monotonic_nanoseconds()
-    let entries = devices.map { device -> JSONValue in
-      var value = Methods.describe(device.counters)
+    let counters = BlockDevice.counters(of: devices)
+    let entries = devices.indices.map { index -> JSONValue in
+      let device = devices[index]
+      var value = Methods.describe(counters[index])
       value["name"] = .string(device.name)
       if mode == "all" { device.resetCounters() }
       return value
@@ -152,8 +154,14 @@ extension Methods {
     if let bytes = values[1] { limits.bytes = bytes << 20 }
     if let bytes = values[2] { limits.readBytes = bytes << 20 }
     if let bytes = values[3] { limits.writeBytes = bytes << 20 }
+    let before = device.limits
     device.setLimits(limits)
-    try inventory.save()
+    do throws(SoftDPUError) {
+      try inventory.recordLimits(device)
+    } catch {
+      device.setLimits(before)
+      throw error
+    }
     reply(.success(true))
   }
 }

@@ -44,7 +44,7 @@ extension Methods {
     guard let path = paths[type], device.update({ $0[keyPath: path] = latency }) else {
       throw Methods.systemError(EINVAL)
     }
-    try inventory.save()
+    try inventory.recordCreation(device)
     reply(.success(true))
   }
 

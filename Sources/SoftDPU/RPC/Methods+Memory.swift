@@ -86,7 +86,7 @@ extension Methods {
     let (size, isTooLarge) = megabytes.multipliedReportingOverflow(by: 1 << 20)
     guard !isTooLarge, size >= device.size, size <= UInt64(Int64.max) else { throw Methods.systemError(EINVAL) }
     device.resize(size)
-    try inventory.save()
+    try inventory.recordCreation(device)
     reply(.success(true))
   }
 }

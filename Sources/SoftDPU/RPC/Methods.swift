@@ -15,11 +15,19 @@ struct Methods: Sendable {
   let version: String
 
   static let table: [String: Method] = [
-    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf, nvme, crypto,
+    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf, nvme, crypto, slow,
   ].reduce(into: [:]) { $0.merge($1) { first, _ in first } }
 
-  /// Answers one request.
+  /// Answers one request. No answer leaves before what was changed until then is on disk: not one that tells of a
+  /// change, and not one that shows what another call has just changed.
   func handle(_ request: Request, _ reply: @escaping Reply) {
+    let reply: Reply = { result in
+      inventory.whenDurable { failure in
+        // The disk failed, and what the call did is there: the next change writes all of it anew.
+        guard let failure else { return reply(result) }
+        reply(.failure(answer(failure, request.method)))
+      }
+    }
     guard let method = Methods.table[request.method] else { return reply(.failure(.methodNotFound)) }
     do {
       try method(self, request, reply)
@@ -113,37 +121,5 @@ private final class Outcome: Sendable {
   func set(_ value: Result<JSONValue, ResponseError>) {
     state.withLock { $0 = value }
     latch.open()
-  }
-}
-
-extension ConfigurationCall {
-  /// What tells the call's result from the results of others.
-  var key: String {
-    switch method {
-    case "nvmf_subsystem_add_ns":
-      return ConfigurationCall.key(namespace: parameters["namespace"]?["nsid"]?.intValue ?? 0, of: subject)
-    case "nvmf_subsystem_add_listener":
-      let address = parameters["listen_address"]
-      return ConfigurationCall.key(
-        listener: "\(address?["traddr"]?.stringValue ?? ""):\(address?["trsvcid"]?.stringValue ?? "")", of: subject)
-    case "nvmf_subsystem_add_host":
-      return ConfigurationCall.key(host: parameters["host"]?.stringValue ?? "", of: subject)
-    case "bdev_nvme_attach_controller":
-      return
-        "\(method) \(subject) \(parameters["traddr"]?.stringValue ?? "") \(parameters["trsvcid"]?.stringValue ?? "")"
-    default: return "\(method) \(subject)"
-    }
-  }
-
-  static func key(namespace id: Int, of nqn: String) -> String { "namespace \(nqn) \(id)" }
-  static func key(listener address: String, of nqn: String) -> String { "listener \(nqn) \(address)" }
-  static func key(host: String, of nqn: String) -> String { "host \(nqn) \(host)" }
-
-  /// The name of what the call makes.
-  var subject: String {
-    for key in ["name", "ctrlr", "nbd_device", "nqn", "base_name", "trtype"] {
-      if let name = parameters[key]?.stringValue { return name }
-    }
-    return ""
   }
 }

@@ -139,6 +139,7 @@ final class Reactor: @unchecked Sendable {
       ? ring.submitAndWait(1) : ring.submitAndCollect()
     // What the kernel did not take stays in the ring. Without a pause the thread would ask for it in a circle.
     if Retry(afterRequest: Int(submitted)) == .later { usleep(1000) }
+    unsafe core.pointee.now = clinux_monotonic_nanoseconds()
     while true {
       let count = unsafe ring.completions(entries, capacity: UInt32(Reactor.batch))
       for index in 0..<Int(count) {

@@ -10,9 +10,12 @@ struct ReactorCore {
   let number: Int
   /// Every reactor of the process, at its number.
   var reactors: [Unmanaged<Reactor>] = unsafe []
+  /// The monotonic clock in nanoseconds as it was last looked at: when the present turn began, or later.
+  var now: UInt64 = clinux_monotonic_nanoseconds()
   var timers = TimerQueue()
   var frames = unsafe FramePool()
   var buffers = unsafe BufferPool()
+  var slow = unsafe SlowTrace()
   /// Pieces of one call that sends.
   let vectors: UnsafeMutablePointer<iovec>
   static let maximumVectors = 256
@@ -53,6 +56,7 @@ struct ReactorCore {
   mutating func deallocate() {
     unsafe frames.deallocate()
     unsafe buffers.deallocate()
+    unsafe slow.deallocate()
     unsafe vectors.deallocate()
     unsafe zeros.deallocate()
     unsafe zeroVectors.deallocate()

@@ -5,6 +5,9 @@ import Glibc
 ///
 /// A guest's bell (kick) is never read: a poll reports each ring, and what was made available is in the ring itself.
 ///
+/// Readers may stop after a read that gave less than there was room for. Where the peer has ended the connection, what
+/// tells so may have come together with the bytes before it: they are asked to look twice.
+///
 /// SAFETY: while it is armed the kernel's copy of its address keeps it alive (an extra reference, given back with the
 /// last completion), so that a completion that comes after `cancel` finds it. Reactor's thread only.
 @safe
@@ -28,6 +31,10 @@ final class Watch {
     onReady = {}
   }
 
+  /// POLLRDHUP: the peer sends no more.
+  private static let hangup: UInt32 = 0x2000
+  private static let ending = hangup | UInt32(POLLHUP) | UInt32(POLLERR)
+
   private var data: UInt64 {
     unsafe UInt64(UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque())) | Tag.watch
   }
@@ -37,7 +44,7 @@ final class Watch {
     guard let entry = unsafe core.pointee.ring.next() else { return unsafe armLater(core) }
     isArmed = true
     _ = unsafe Unmanaged.passRetained(self)
-    unsafe clinux_prep_poll(entry, fd, UInt32(POLLIN), data)
+    unsafe clinux_prep_poll(entry, fd, UInt32(POLLIN) | Watch.hangup, data)
   }
 
   /// Arms it after a while: the kernel takes no poll now. Until then the timer keeps it alive.
@@ -75,6 +82,7 @@ final class Watch {
       unsafe core.pointee.touch(queue)
     } else {
       onReady()
+      if result > 0, UInt32(result) & Watch.ending != 0, !isCancelled { onReady() }
     }
     switch Retry(afterPoll: Int(result), isArmed: hasMore) {
     case .no: break

@@ -47,6 +47,8 @@ struct Stream {
   private(set) var lastOut: UnsafeMutablePointer<OutgoingItem>?
   /// The socket's buffer is full: a watch tells when it is not.
   var isBlocked = false
+  /// The socket had less than there was room for: there is nothing more until its watch tells so.
+  private(set) var isDry = false
   /// In the reactor's list of what to do before it sleeps.
   var isDeferred = false
   let connection: UnsafeMutableRawPointer
@@ -94,6 +96,7 @@ struct Stream {
     }
     guard unsafe end < capacity else { return -Int(EAGAIN) }
     let count = unsafe recv(fd, buffer + end, capacity - end, CInt(MSG_DONTWAIT))
+    unsafe isDry = count < capacity - end
     guard count >= 0 else { return -Int(errno) }
     unsafe end += count
     unsafe bytesIn &+= UInt64(count)
@@ -104,6 +107,7 @@ struct Stream {
   @inline(__always)
   mutating func receive(into destination: UnsafeMutableRawPointer, _ length: Int) -> Int {
     let count = unsafe recv(fd, destination, length, CInt(MSG_DONTWAIT))
+    unsafe isDry = count < length
     guard count >= 0 else { return -Int(errno) }
     unsafe bytesIn &+= UInt64(count)
     return count

@@ -111,7 +111,7 @@ final class VhostController: @unchecked Sendable {
     }
     logger.info("front end connected")
     let session = VhostSession(
-      reactor: reactor, device: device, isReadOnly: isReadOnly, fd: fd, logger: logger,
+      name: name, reactor: reactor, device: device, isReadOnly: isReadOnly, fd: fd, logger: logger,
       onClosed: { [unowned self] in
         self.session = nil
         connected.withLock { $0 = false }

@@ -35,7 +35,8 @@ final class VhostSession: Drainable, @unchecked Sendable {
   private var onClosed: (() -> Void)?
 
   init(
-    reactor: Reactor, device: BlockDevice, isReadOnly: Bool, fd: CInt, logger: Logger, onClosed: @escaping () -> Void
+    name: String, reactor: Reactor, device: BlockDevice, isReadOnly: Bool, fd: CInt, logger: Logger,
+    onClosed: @escaping () -> Void
   ) {
     self.reactor = reactor
     self.device = device
@@ -45,7 +46,9 @@ final class VhostSession: Drainable, @unchecked Sendable {
     self.onClosed = onClosed
     unsafe state = UnsafeMutablePointer<SessionState>.allocate(capacity: 1)
     unsafe state.initialize(
-      to: SessionState(memory: GuestMemory(), target: device.target, isReadOnly: self.isReadOnly))
+      to: SessionState(
+        memory: GuestMemory(), target: device.target, asker: IOLabel.make("vhost \(name)"),
+        isReadOnly: self.isReadOnly))
   }
 
   var core: UnsafeMutablePointer<ReactorCore> { unsafe reactor.core }
@@ -211,6 +214,7 @@ final class VhostSession: Drainable, @unchecked Sendable {
     for case let queue? in queues { unsafe queue.destroy(core) }
     queues = []
     unsafe state.pointee.memory.destroy()
+    unsafe state.pointee.asker.deallocate()
     unsafe state.deinitialize(count: 1)
     unsafe state.deallocate()
     inflight = nil

@@ -28,6 +28,7 @@ struct Slot {
         unsafe requestDone(
           slot.assumingMemoryBound(to: Slot.self), result, core.assumingMemoryBound(to: ReactorCore.self))
       })
+    unsafe io.asker = unsafe queue.pointee.session.pointee.asker
     unsafe self.queue = unsafe queue
     unsafe status = UnsafeMutableRawPointer(queue)
     unsafe self.head = head
@@ -42,6 +43,7 @@ struct Slot {
 struct SessionState {
   var memory: GuestMemory
   let target: UnsafeMutablePointer<BlockTarget>
+  let asker: UnsafeMutablePointer<IOLabel>
   /// Requests in the kernel's hands.
   var inflight = 0
   /// Nothing new is taken from the rings: the session waits until its requests are back.
