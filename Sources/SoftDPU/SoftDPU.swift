@@ -17,12 +17,28 @@ public final class SoftDPU: Sendable {
     public var stateDirectory: String?
     /// How many threads serve I/O: 1 to 64.
     public var reactors: Int
+    /// How many connections each address of NBD and NVMe/TCP has at a time: 1 or more; those beyond are refused.
+    public var maximumConnections: Int
+    /// How long a connection may take until it has chosen an export or connected a queue.
+    public var handshakeTime: Duration
 
-    public init(rpcSocket: String, vhostDirectory: String, stateDirectory: String? = nil, reactors: Int = 1) {
+    public init(
+      rpcSocket: String, vhostDirectory: String, stateDirectory: String? = nil, reactors: Int = 1,
+      maximumConnections: Int = 4096, handshakeTime: Duration = .seconds(30)
+    ) {
       self.rpcSocket = rpcSocket
       self.vhostDirectory = vhostDirectory
       self.stateDirectory = stateDirectory
       self.reactors = reactors
+      self.maximumConnections = maximumConnections
+      self.handshakeTime = handshakeTime
+    }
+
+    fileprivate var limits: ConnectionLimits {
+      let (seconds, attoseconds) = handshakeTime.components
+      return ConnectionLimits(
+        connections: maximumConnections,
+        handshakeTime: UInt64(max(0, seconds)) * 1_000_000_000 + UInt64(max(0, attoseconds) / 1_000_000_000))
     }
   }
 
@@ -42,6 +58,11 @@ public final class SoftDPU: Sendable {
       throw SoftDPUError(
         code: .invalid, operation: "start", message: "reactors: 1 to 64, not \(configuration.reactors)")
     }
+    guard configuration.maximumConnections >= 1 else {
+      throw SoftDPUError(
+        code: .invalid, operation: "start",
+        message: "connections of an address: 1 or more, not \(configuration.maximumConnections)")
+    }
     try SoftDPU.makeDirectory(configuration.vhostDirectory)
     if let path = configuration.stateDirectory { try SoftDPU.makeDirectory(path) }
     SharedMemoryGuard.install()
@@ -52,7 +73,7 @@ public final class SoftDPU: Sendable {
     self.reactors = reactors
     inventory = Inventory(
       vhostDirectory: configuration.vhostDirectory, reactors: reactors,
-      stateDirectory: configuration.stateDirectory, logger: logger)
+      stateDirectory: configuration.stateDirectory, limits: configuration.limits, logger: logger)
     let methods = Methods(inventory: inventory, version: SoftDPU.version)
     server = JSONRPCServer(path: configuration.rpcSocket) { request, reply in methods.handle(request, reply) }
     do {

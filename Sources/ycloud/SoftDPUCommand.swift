@@ -30,6 +30,8 @@ struct SoftDPUServeCommand: AsyncParsableCommand {
   @Option(help: "The directory of the controllers' sockets; made where it is missing.") var vhostDir: String
   @Option(help: "Where the configuration is kept over restarts; without it, nowhere.") var stateDir: String?
   @Option(help: "How many threads serve I/O, 1 to 64. A volume belongs to one of them.") var reactors = 1
+  @Option(help: "How many connections each address of NBD and NVMe/TCP has at a time; those beyond are refused.")
+  var maxConnections = 4096
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
   @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = Logger.Level.info
 
@@ -38,7 +40,8 @@ struct SoftDPUServeCommand: AsyncParsableCommand {
     let logger = Logger(label: "softdpu")
     let softDPU = try SoftDPU(
       SoftDPU.Configuration(
-        rpcSocket: rpcSocket, vhostDirectory: vhostDir, stateDirectory: stateDir, reactors: reactors),
+        rpcSocket: rpcSocket, vhostDirectory: vhostDir, stateDirectory: stateDir, reactors: reactors,
+        maximumConnections: maxConnections),
       logger: logger)
     logger.notice("serving", metadata: ["rpc": "\(rpcSocket)", "vhost": "\(vhostDir)"])
     let registry = MetricsRegistry()

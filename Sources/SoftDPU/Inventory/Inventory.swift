@@ -29,6 +29,7 @@ final class Inventory: Sendable {
 
   let vhostDirectory: String
   let reactors: [Reactor]
+  let limits: ConnectionLimits
   let logger: Logger
   let notifications = Notifications()
   let nvmf: NVMfTarget
@@ -45,13 +46,16 @@ final class Inventory: Sendable {
   /// How long a delete waits for the front end to let go.
   static let releaseTime = DispatchTimeInterval.seconds(5)
 
-  init(vhostDirectory: String, reactors: [Reactor], stateDirectory: String?, logger: Logger) {
+  init(
+    vhostDirectory: String, reactors: [Reactor], stateDirectory: String?, limits: ConnectionLimits, logger: Logger
+  ) {
     self.vhostDirectory = vhostDirectory
     self.reactors = reactors
+    self.limits = limits
     stateFile = stateDirectory.map { "\($0)/softdpu.json" }
     keyFile = stateDirectory.map { "\($0)/keys.json" }
     self.logger = logger
-    nvmf = NVMfTarget(reactor: reactors[0], logger: logger)
+    nvmf = NVMfTarget(reactor: reactors[0], limits: limits, logger: logger)
   }
 
   // MARK: Reading
@@ -184,12 +188,7 @@ final class Inventory: Sendable {
             "readonly": .bool(controller.isReadOnly),
           ])
       }
-    case "nbd":
-      return nbdDisks.map { disk in
-        ConfigurationCall(
-          method: "nbd_start_disk",
-          parameters: ["bdev_name": .string(disk.device.name), "nbd_device": .string(disk.address)])
-      }
+    case "nbd": return nbdDisks.map(\.creation)
     case "nvmf": return nvmfConfiguration
     case "accel": return []
     default: return nil
