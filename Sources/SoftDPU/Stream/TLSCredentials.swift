@@ -101,6 +101,8 @@ final class TLSCredentials: @unchecked Sendable {
   private static func stamps(of files: TLSFiles) throws(SoftDPUError) -> [FileStamp] {
     var stamps: [FileStamp] = []
     for (parameter, path) in files.named {
+      // A restart may have another working directory.
+      guard path.hasPrefix("/") else { throw failure(parameter, path, "not an absolute path") }
       var status = stat()
       guard unsafe stat(path, &status) == 0 else { throw failure(parameter, path, systemText(errno)) }
       // Opening something else might wait for ever.
