@@ -61,7 +61,7 @@ final class ListeningSocket: @unchecked Sendable {
   private var arrivalNumber: UInt64 = 0
   private var hasTimer = false
   private var onGone: [@Sendable () -> Void] = []
-  /// The system has no descriptor or no memory: nothing is taken until a timer, or the end of a connection.
+  /// The system has no descriptor or no memory: nothing is taken until a timer says so.
   private var isPaused = false
   /// It had none the last time, which was told.
   private var isStarved = false
