@@ -69,7 +69,9 @@ let package = Package(
   ],
   targets: [
     // Seams to the kernel and small foundations.
-    .target(name: "CLinux", linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("crypto")]),
+    .target(
+      name: "CLinux",
+      linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("ssl"), .linkedLibrary("crypto")]),
     room("JSON", []),
     room("JSONRPC", ["CLinux", "JSON"]),
     room("Telemetry", [logging]),

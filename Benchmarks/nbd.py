@@ -57,10 +57,33 @@ def measure(folder, uri, pid, direction, seconds):
     return result["read"]["iops"] + result["write"]["iops"], used / operations
 
 
+def make_certificates(folder):
+    """A folder of certificates as nbdkit and libnbd want them."""
+    def openssl(*arguments):
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+             *arguments], cwd=folder, check=True, capture_output=True)
+    folder.mkdir()
+    openssl("-keyout", "ca-key.pem", "-out", "ca-cert.pem", "-subj", "/CN=ca")
+    openssl("-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-keyout", "server-key.pem", "-out", "server-cert.pem", "-subj",
+            "/CN=localhost", "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "subjectAltName=DNS:localhost")
+
+
+def copy(uri, other, pid, direction):
+    """Mebibytes a second, and microseconds of the server's processor for each mebibyte, of one copy of the whole disk."""
+    before, start = cpu(pid), time.monotonic()
+    source, destination = (uri, "null:") if direction == "read" else (other, uri)
+    subprocess.run(["nbdcopy", "--connections=1", "--requests=16", source, destination], check=True)
+    return 1024 / (time.monotonic() - start), (cpu(pid) - before) / 1024
+
+
 def main():
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     ycloud, seconds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3
     folder = pathlib.Path(tempfile.mkdtemp(prefix="ycloud-nbd."))
     file = pathlib.Path(f"/dev/shm/{folder.name}")
+    source = pathlib.Path(f"/dev/shm/{folder.name}.source")
     started = []
 
     def start(*command):
@@ -82,11 +105,23 @@ def main():
                 "--nbd-server", f"addr.type=unix,addr.path={sockets['qemu-storage-daemon']}", "--export",
                 "type=nbd,id=disk,node-name=disk,writable=on,name="),
         }
+        # The same over TLS.
+        certificates = folder / "pki"
+        make_certificates(certificates)
+        secure = {name: str(folder / f"{name}.tls") for name in ("softdpu", "nbdkit")}
+        secure_pids = {
+            "softdpu": pids["softdpu"],
+            "nbdkit": start("nbdkit", "--foreground", "-U", secure["nbdkit"], "--tls=require",
+                            f"--tls-certificates={certificates}", "file", str(file)),
+        }
         wait_for(folder / "rpc")
         call(str(folder / "rpc"), "bdev_aio_create",
              {"name": "disk", "filename": str(file), "block_size": 512, "fallocate": True})
         call(str(folder / "rpc"), "nbd_start_disk", {"bdev_name": "disk", "nbd_device": sockets["softdpu"]})
-        for path in sockets.values():
+        call(str(folder / "rpc"), "nbd_start_disk",
+             {"bdev_name": "disk", "nbd_device": secure["softdpu"], "tls_mode": "required",
+              "tls_certificate": str(certificates / "server-cert.pem"), "tls_key": str(certificates / "server-key.pem")})
+        for path in [*sockets.values(), *secure.values()]:
             wait_for(path)
         for direction in ("randread", "randwrite"):
             results = {name: [] for name in sockets}
@@ -102,12 +137,26 @@ def main():
             print(row.format(f"NBD {direction}, IOPS against nbdkit (ratio)", f"{ours[0] / kit[0]:.2f}", ">= 1.3"))
             print(row.format(f"NBD {direction}, CPU per I/O against nbdkit (ratio)", f"{ours[1] / kit[1]:.2f}", "<= 0.8"))
             print(row.format(f"NBD {direction}, IOPS against qemu-storage-daemon", f"{ours[0] / qemu[0]:.2f}", ">= 3"))
+        shutil.copy(file, source)
+        for direction in ("read", "write"):
+            results = {name: [] for name in secure}
+            for _ in range(TURNS):
+                for name, path in secure.items():
+                    uri = f"nbds+unix:///?socket={path}&tls-certificates={certificates}"
+                    results[name].append(copy(uri, str(source), secure_pids[name], direction))
+            median = {name: [statistics.median(column) for column in zip(*rows)] for name, rows in results.items()}
+            for name, (rate, cost) in median.items():
+                print(f"  NBD over TLS, {direction}, {name}: {rate:,.0f} MiB/s, {cost:,.0f} us of server CPU per MiB")
+            ours, kit = median["softdpu"], median["nbdkit"]
+            print(row.format(f"NBD over TLS, {direction}, rate against nbdkit (ratio)", f"{ours[0] / kit[0]:.2f}", ">= 1.0"))
+            print(row.format(f"NBD over TLS, {direction}, CPU per byte against nbdkit", f"{ours[1] / kit[1]:.2f}", "<= 1.0"))
     finally:
         for process in started:
             process.send_signal(signal.SIGTERM)
         for process in started:
             process.wait(timeout=10)
         file.unlink(missing_ok=True)
+        source.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -66,7 +66,11 @@ public final class JSONRPCServer: Sendable {
   private func accept(_ listener: CInt) {
     while true {
       let fd = clinux_accept(listener)
-      guard fd >= 0 else { return }
+      guard fd >= 0 else {
+        if errno == ECONNABORTED { continue }
+        if errno != EAGAIN { pause() }
+        return
+      }
       let isRefused = state.withLock { $0.isClosed || $0.connections.count >= JSONRPCServer.maximumConnections }
       if isRefused {
         close(fd)
@@ -74,6 +78,13 @@ public final class JSONRPCServer: Sendable {
       }
       serve(fd)
     }
+  }
+
+  /// Without descriptors or memory the connection stays where it is, and the source would call again at once.
+  private func pause() {
+    guard let source = state.withLock({ $0.source }) else { return }
+    source.source.suspend()
+    queue.asyncAfter(deadline: .now() + .seconds(1)) { source.source.resume() }
   }
 
   private func serve(_ fd: CInt) {

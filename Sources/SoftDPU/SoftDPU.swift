@@ -20,15 +20,29 @@ public final class SoftDPU: Sendable {
     /// From how many microseconds on a request is kept in the trace of slow ones; 0 keeps none.
     public var slowMicroseconds: UInt64
 
+    /// How many connections each address of NBD and NVMe/TCP has at a time: 1 or more; those beyond are refused.
+    public var maximumConnections: Int
+    /// How long a connection may take until it has chosen an export or connected a queue.
+    public var handshakeTime: Duration
+
     public init(
       rpcSocket: String, vhostDirectory: String, stateDirectory: String? = nil, reactors: Int = 1,
-      slowMicroseconds: UInt64 = 1_000_000
+      slowMicroseconds: UInt64 = 1_000_000, maximumConnections: Int = 4096, handshakeTime: Duration = .seconds(30)
     ) {
       self.rpcSocket = rpcSocket
       self.vhostDirectory = vhostDirectory
       self.stateDirectory = stateDirectory
       self.reactors = reactors
       self.slowMicroseconds = slowMicroseconds
+      self.maximumConnections = maximumConnections
+      self.handshakeTime = handshakeTime
+    }
+
+    fileprivate var limits: ConnectionLimits {
+      let (seconds, attoseconds) = handshakeTime.components
+      return ConnectionLimits(
+        connections: maximumConnections,
+        handshakeTime: UInt64(max(0, seconds)) * 1_000_000_000 + UInt64(max(0, attoseconds) / 1_000_000_000))
     }
   }
 
@@ -48,6 +62,11 @@ public final class SoftDPU: Sendable {
       throw SoftDPUError(
         code: .invalid, operation: "start", message: "reactors: 1 to 64, not \(configuration.reactors)")
     }
+    guard configuration.maximumConnections >= 1 else {
+      throw SoftDPUError(
+        code: .invalid, operation: "start",
+        message: "connections of an address: 1 or more, not \(configuration.maximumConnections)")
+    }
     try SoftDPU.makeDirectory(configuration.vhostDirectory)
     if let path = configuration.stateDirectory { try SoftDPU.makeDirectory(path) }
     SharedMemoryGuard.install()
@@ -58,7 +77,7 @@ public final class SoftDPU: Sendable {
     self.reactors = reactors
     inventory = Inventory(
       vhostDirectory: configuration.vhostDirectory, reactors: reactors,
-      stateDirectory: configuration.stateDirectory, logger: logger)
+      stateDirectory: configuration.stateDirectory, limits: configuration.limits, logger: logger)
     guard inventory.setSlowThreshold(microseconds: configuration.slowMicroseconds) else {
       reactors.forEach { $0.stop() }
       throw SoftDPUError(code: .invalid, operation: "start", message: "slow requests: at most a day, in microseconds")

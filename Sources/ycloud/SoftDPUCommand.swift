@@ -33,6 +33,8 @@ struct SoftDPUServeCommand: AsyncParsableCommand {
   @Option(help: "How many threads serve I/O, 1 to 64. A volume belongs to one of them.") var reactors = 1
   @Option(help: "Keep the last requests that took so many microseconds or longer, for `slow`; 0 keeps none.")
   var slowIo: UInt64 = 1_000_000
+  @Option(help: "How many connections each address of NBD and NVMe/TCP has at a time; those beyond are refused.")
+  var maxConnections = 4096
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
   @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = Logger.Level.info
 
@@ -42,7 +44,7 @@ struct SoftDPUServeCommand: AsyncParsableCommand {
     let softDPU = try SoftDPU(
       SoftDPU.Configuration(
         rpcSocket: rpcSocket, vhostDirectory: vhostDir, stateDirectory: stateDir, reactors: reactors,
-        slowMicroseconds: slowIo),
+        slowMicroseconds: slowIo, maximumConnections: maxConnections),
       logger: logger)
     logger.notice("serving", metadata: ["rpc": "\(rpcSocket)", "vhost": "\(vhostDir)"])
     let registry = MetricsRegistry()

@@ -23,7 +23,10 @@ final class Target: Sendable {
 
   static let socketName = "blk-00-disk"
 
-  init(_ place: Place = .disk, megabytes: Int = 8, reactors: Int = 1) throws {
+  init(
+    _ place: Place = .disk, megabytes: Int = 8, reactors: Int = 1, connections: Int = 4096,
+    handshakeTime: Duration = .seconds(30), keepsState: Bool = true
+  ) throws {
     directory = try TemporaryDirectory()
     file = place == .disk ? directory.file("disk") : "/dev/shm/ycloud-test-\(getpid())-\(UInt64.random(in: 0 ... .max))"
     ownFile = true
@@ -32,17 +35,22 @@ final class Target: Sendable {
       throw TestEnvironmentError("cannot make \(file)")
     }
     close(fd)
-    dataPlane = try Self.start(directory, reactors: reactors)
+    dataPlane = try Self.start(
+      directory, reactors: reactors, connections: connections, handshakeTime: handshakeTime, keepsState: keepsState)
     client = JSONRPCClient(path: directory.file("rpc.sock"))
   }
 
-  static func start(_ directory: TemporaryDirectory, reactors: Int = 1) throws -> SoftDPU {
+  static func start(
+    _ directory: TemporaryDirectory, reactors: Int = 1, connections: Int = 4096,
+    handshakeTime: Duration = .seconds(30), keepsState: Bool = true
+  ) throws -> SoftDPU {
     var logger = Logger(label: "softdpu")
     logger.logLevel = .error
     return try SoftDPU(
       SoftDPU.Configuration(
         rpcSocket: directory.file("rpc.sock"), vhostDirectory: directory.file("bus"),
-        stateDirectory: directory.file("state"), reactors: reactors),
+        stateDirectory: keepsState ? directory.file("state") : nil, reactors: reactors,
+        maximumConnections: connections, handshakeTime: handshakeTime),
       logger: logger)
   }
 

@@ -161,3 +161,43 @@ struct clinux_xts *clinux_xts_new(const unsigned char *keys, size_t length);
 void clinux_xts_free(struct clinux_xts *cipher);
 // One block, whose number is the tweak; 0, or -1 where the library refuses.
 int clinux_xts_crypt(struct clinux_xts *cipher, int encrypt, uint64_t block, unsigned char *data, size_t length);
+
+// TLS 1.2 and 1.3, the server's side, by OpenSSL. The socket is the caller's: bytes go in and out through memory that is
+// lent for a call. A context may be used by one thread at a time, and outlives nothing: its connections keep it.
+struct clinux_tls_context;
+struct clinux_tls;
+enum clinux_tls_file {
+  CLINUX_TLS_NONE,
+  CLINUX_TLS_CERTIFICATE,
+  CLINUX_TLS_KEY,
+  CLINUX_TLS_CA,
+  CLINUX_TLS_SHARED_KEYS,
+};
+// Reads the files, all PEM: the certificate with its chain and its key, or a file of pre-shared keys (lines NAME:HEX).
+// With `ca` clients have to show a certificate that it signed. NULL where a file is not sound: `failed` says which.
+struct clinux_tls_context *clinux_tls_context_new(const char *certificate, const char *key, const char *ca,
+                                                  const char *shared_keys, enum clinux_tls_file *failed);
+void clinux_tls_context_free(struct clinux_tls_context *context);
+// Why the last call of this thread failed.
+void clinux_tls_reason(char *text, size_t capacity);
+
+// A connection that waits for its client's first message; NULL where there is no memory.
+struct clinux_tls *clinux_tls_new(struct clinux_tls_context *context);
+void clinux_tls_free(struct clinux_tls *tls);
+// Whether the handshake is done.
+int clinux_tls_is_ready(const struct clinux_tls *tls);
+const char *clinux_tls_version(const struct clinux_tls *tls);
+// Keeps the memory for records from now on, instead of giving it back whenever it is empty.
+void clinux_tls_keep_buffers(struct clinux_tls *tls);
+// What came from the peer. It is read, and then forgotten, by `clinux_tls_read`.
+void clinux_tls_lend_input(struct clinux_tls *tls, const void *bytes, size_t length);
+// Where the next calls put what is for the peer; taking it ends the loan and tells how many bytes are there.
+void clinux_tls_lend_output(struct clinux_tls *tls, void *memory, size_t capacity);
+size_t clinux_tls_take_output(struct clinux_tls *tls);
+// Goes on with the handshake where it is not done, and decrypts: the number of bytes, 0 where the peer has ended the
+// session, -EAGAIN where more input is needed, -ENOBUFS where the output has no room, or -EPROTO.
+ssize_t clinux_tls_read(struct clinux_tls *tls, void *data, size_t length);
+// Encrypts up to 16384 bytes as one record, which takes up to 16896 bytes of output: as `clinux_tls_read`.
+ssize_t clinux_tls_write(struct clinux_tls *tls, const void *data, size_t length);
+// Tells the peer that nothing more comes.
+void clinux_tls_finish(struct clinux_tls *tls);

@@ -3,6 +3,14 @@ import Glibc
 import JSON
 import Logging
 
+/// How the clients of an export are to be served with TLS.
+struct NBDEncryption: Sendable, Hashable {
+  enum Mode: String, Sendable { case allowed, required }
+
+  var mode: Mode
+  var files: TLSFiles
+}
+
 /// A device that is exported over NBD (`nbd_start_disk`).
 final class NBDDisk: Sendable {
   /// As the client gave it; the disk's name.
@@ -10,12 +18,24 @@ final class NBDDisk: Sendable {
   let exportName: String
   let device: BlockDevice
   let server: NBDServer
+  let encryption: NBDEncryption?
 
-  init(address: String, exportName: String, device: BlockDevice, server: NBDServer) {
+  init(address: String, exportName: String, device: BlockDevice, server: NBDServer, encryption: NBDEncryption?) {
     self.address = address
     self.exportName = exportName
     self.device = device
     self.server = server
+    self.encryption = encryption
+  }
+
+  /// The call that makes it again.
+  var creation: ConfigurationCall {
+    var parameters: JSONValue = ["bdev_name": .string(device.name), "nbd_device": .string(address)]
+    if let encryption {
+      parameters["tls_mode"] = .string(encryption.mode.rawValue)
+      for (parameter, path) in encryption.files.named { parameters[parameter] = .string(path) }
+    }
+    return ConfigurationCall(method: "nbd_start_disk", parameters: parameters)
   }
 
   /// The call that makes it again after a restart.
@@ -30,8 +50,11 @@ extension Inventory {
 
   func nbdDisk(_ address: String) -> NBDDisk? { change { $0.nbdDisks[address] } }
 
-  /// Exports a device. EBUSY where the address has such an export, EINVAL where the address is none.
-  func startNBD(device deviceName: String, at text: String) throws(SoftDPUError) -> NBDDisk {
+  /// Exports a device. EBUSY where the address has such an export, EINVAL where the address is none, where the files of
+  /// TLS are not sound, or are others than those that the address has.
+  func startNBD(
+    device deviceName: String, at text: String, encryption: NBDEncryption? = nil
+  ) throws(SoftDPUError) -> NBDDisk {
     let operation = "export \(deviceName) at \(text)"
     guard let device = device(deviceName) else { throw .system(ENODEV, operation) }
     guard let address = NBDAddress(text) else {
@@ -41,20 +64,34 @@ extension Inventory {
     }
     let name = address.export ?? device.name
     guard nbdDisk(text) == nil else { throw .system(EBUSY, operation) }
-    let present = nbdDisks.first { $0.server.address.place == address.place }?.server
-    if let present, present.names.contains(name) { throw .system(EBUSY, operation) }
+    let present = change { state in state.nbdDisks.values.first { $0.server.address.place == address.place }?.server }
+    if let present, present.export(name) != nil { throw .system(EBUSY, operation) }
     let server: NBDServer
     if let present {
+      guard present.tls?.files == encryption?.files else {
+        throw SoftDPUError(
+          code: .invalid, operation: operation,
+          message: "all exports at \(address) have the same TLS files: give those, or another address")
+      }
       server = present
     } else {
-      server = NBDServer(address: address, listener: try address.listen(), reactor: device.reactor, logger: logger)
+      let credentials: TLSCredentials?
+      if let encryption {
+        credentials = try TLSCredentials(encryption.files, logger: logger)
+      } else {
+        credentials = nil
+      }
+      server = NBDServer(
+        address: address, listener: try address.listen(), tls: credentials, reactor: device.reactor, limits: limits,
+        logger: logger)
     }
-    let disk = NBDDisk(address: text, exportName: name, device: device, server: server)
+    let disk = NBDDisk(address: text, exportName: name, device: device, server: server, encryption: encryption)
     do throws(SoftDPUError) {
       // What a client knows of the size is fixed by the protocol when it connects.
       try device.open(
         disk, BlockDevice.User(description: "NBD export \(text)", isExclusive: false, onResize: { _ in }))
-      server.add(NBDServer.Export(name: name, device: device))
+      server.add(
+        NBDServer.Export(name: name, device: device, requiresTLS: encryption?.mode == .required))
       change { $0.nbdDisks[text] = disk }
       try record(.add(disk.creation))
     } catch {

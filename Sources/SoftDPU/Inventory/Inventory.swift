@@ -29,6 +29,7 @@ final class Inventory: Sendable {
 
   let vhostDirectory: String
   let reactors: [Reactor]
+  let limits: ConnectionLimits
   let logger: Logger
   let notifications = Notifications()
   let nvmf: NVMfTarget
@@ -43,13 +44,16 @@ final class Inventory: Sendable {
   /// How long a delete waits for the front end to let go.
   static let releaseTime = DispatchTimeInterval.seconds(5)
 
-  init(vhostDirectory: String, reactors: [Reactor], stateDirectory: String?, logger: Logger) {
+  init(
+    vhostDirectory: String, reactors: [Reactor], stateDirectory: String?, limits: ConnectionLimits, logger: Logger
+  ) {
     self.vhostDirectory = vhostDirectory
     self.reactors = reactors
     store = stateDirectory.map { ConfigurationStore(directory: $0) }
+    self.limits = limits
     keyFile = stateDirectory.map { "\($0)/keys.json" }
     self.logger = logger
-    nvmf = NVMfTarget(reactor: reactors[0], logger: logger)
+    nvmf = NVMfTarget(reactor: reactors[0], limits: limits, logger: logger)
   }
 
   // MARK: Reading

@@ -7,9 +7,12 @@ package struct NBDExport: Sendable, Hashable {
   package var isReadOnly: Bool
   package var canTrim: Bool
   package var canWriteZeroes: Bool
+  /// Only clients with TLS get it.
+  package var requiresTLS: Bool
 
   package init(
-    name: String, size: UInt64, blockSize: UInt32, isReadOnly: Bool, canTrim: Bool, canWriteZeroes: Bool
+    name: String, size: UInt64, blockSize: UInt32, isReadOnly: Bool, canTrim: Bool, canWriteZeroes: Bool,
+    requiresTLS: Bool = false
   ) {
     self.name = name
     self.size = size
@@ -17,6 +20,7 @@ package struct NBDExport: Sendable, Hashable {
     self.isReadOnly = isReadOnly
     self.canTrim = canTrim
     self.canWriteZeroes = canWriteZeroes
+    self.requiresTLS = requiresTLS
   }
 
   var transmissionFlags: UInt16 {
@@ -35,8 +39,10 @@ package struct NBDHandshake: Sendable {
   package enum Next: Sendable, Hashable {
     /// Wait for more bytes.
     case more
-    /// Begin TLS, then go on negotiating.
+    /// Begin TLS, then go on negotiating. Bytes that came before that in clear text end the connection.
     case startTLS
+    /// Send the list of these exports (`NBDListing`).
+    case list([String])
     /// Serve the export.
     case serve(export: String, hasStructuredReplies: Bool, hasAllocationContext: Bool)
     /// End the connection.
@@ -45,8 +51,12 @@ package struct NBDHandshake: Sendable {
 
   private enum Phase { case flags, options }
 
-  /// Whether clients have to begin TLS before anything else, and whether they may.
-  package enum TLSPolicy: Sendable { case none, required }
+  /// The specification's modes of operation: no TLS (NOTLS); TLS for those who want it, and for exports that require it
+  /// (SELECTIVETLS); nothing without TLS (FORCEDTLS).
+  package enum TLSPolicy: Sendable { case none, selective, required }
+
+  /// The longest message of a client.
+  static let maximumMessage = 16 + Int(NBD.maximumOptionLength)
 
   private var phase = Phase.flags
   private let tls: TLSPolicy
@@ -96,9 +106,7 @@ package struct NBDHandshake: Sendable {
   private mutating func option(
     _ number: UInt32, _ data: [UInt8], _ find: (String) -> NBDExport?, _ names: () -> [String]
   ) -> ([UInt8], Next) {
-    guard let option = NBD.Option(rawValue: number) else {
-      return (reply(number, NBD.OptionReply.unsupported), .more)
-    }
+    let option = NBD.Option(rawValue: number)
     if tls == .required, !isEncrypted {
       switch option {
       case .startTLS, .abort: break
@@ -107,20 +115,18 @@ package struct NBDHandshake: Sendable {
       default: return (reply(number, NBD.OptionReply.tlsRequired), .more)
       }
     }
+    guard let option else { return (reply(number, NBD.OptionReply.unsupported), .more) }
     switch option {
     case .exportName: return exportName(data, find)
     case .abort: return (reply(number, NBD.OptionReply.ack), .close)
     case .list:
       guard data.isEmpty else { return (reply(number, NBD.OptionReply.invalid), .more) }
-      var answer: [UInt8] = []
-      for name in names() {
-        var writer = BigEndianWriter()
-        writer.u32(UInt32(name.utf8.count))
-        answer += reply(number, NBD.OptionReply.server, writer.bytes + Array(name.utf8))
-      }
-      return (answer + reply(number, NBD.OptionReply.ack), .more)
+      let all = names()
+      // Those that cannot be had without TLS are not told of without it.
+      let isHidden = tls == .selective && !isEncrypted
+      return ([], .list(isHidden ? all.filter { find($0)?.requiresTLS == false } : all))
     case .startTLS:
-      guard tls == .required else { return (reply(number, NBD.OptionReply.policy), .more) }
+      guard tls != .none else { return (reply(number, NBD.OptionReply.policy), .more) }
       guard !isEncrypted, data.isEmpty else { return (reply(number, NBD.OptionReply.invalid), .more) }
       isEncrypted = true
       // What was agreed on in clear text counts no more.
@@ -138,13 +144,18 @@ package struct NBDHandshake: Sendable {
   }
 
   private func exportName(_ data: [UInt8], _ find: (String) -> NBDExport?) -> ([UInt8], Next) {
-    guard let name = String(validating: data, as: UTF8.self), let export = find(name) else { return ([], .close) }
+    guard let name = String(validating: data, as: UTF8.self), let export = find(name), isShown(export) else {
+      return ([], .close)
+    }
     var writer = BigEndianWriter()
     writer.u64(export.size)
     writer.u16(export.transmissionFlags)
     let padding = [UInt8](repeating: 0, count: hasNoZeroes ? 0 : 124)
     return (writer.bytes + padding, serve(name))
   }
+
+  /// Whether the client has what the export asks for.
+  private func isShown(_ export: NBDExport) -> Bool { tls == .none || isEncrypted || !export.requiresTLS }
 
   private func serve(_ name: String) -> Next {
     .serve(
@@ -163,6 +174,7 @@ package struct NBDHandshake: Sendable {
     var wanted: Set<UInt16> = []
     while let item = reader.u16() { wanted.insert(item) }
     guard let export = find(name) else { return (reply(number, NBD.OptionReply.unknown), .more) }
+    guard isShown(export) else { return (reply(number, NBD.OptionReply.tlsRequired), .more) }
     var writer = BigEndianWriter()
     writer.u16(NBD.Info.export)
     writer.u64(export.size)
@@ -200,7 +212,8 @@ package struct NBDHandshake: Sendable {
       queries.append(query)
     }
     guard reader.remaining == 0 else { return reply(number, NBD.OptionReply.invalid) }
-    guard find(name) != nil else { return reply(number, NBD.OptionReply.unknown) }
+    guard let export = find(name) else { return reply(number, NBD.OptionReply.unknown) }
+    guard isShown(export) else { return reply(number, NBD.OptionReply.tlsRequired) }
     let isChosen =
       queries.contains(NBD.allocationContext) || !isSet && (queries.isEmpty || queries.contains("base:"))
     guard isChosen else { return reply(number, NBD.OptionReply.ack) }
@@ -212,6 +225,44 @@ package struct NBDHandshake: Sendable {
   }
 
   private func reply(_ option: UInt32, _ type: UInt32, _ data: [UInt8] = []) -> [UInt8] {
+    NBD.reply(option, type, data)
+  }
+}
+
+/// The answer to a client that lists the exports, part by part: thousands of names are more than a socket takes at once.
+package struct NBDListing: Sendable {
+  private let names: [String]
+  private var position = 0
+  private var isFinished = false
+
+  /// How long a part is, but for the name that goes beyond.
+  package static let partLength = 16384
+
+  package init(_ names: [String]) { self.names = names }
+
+  /// The next part; nil after the last.
+  package mutating func next() -> [UInt8]? {
+    guard !isFinished else { return nil }
+    let option = NBD.Option.list.rawValue
+    var part: [UInt8] = []
+    while position < names.count, part.count < NBDListing.partLength {
+      let name = Array(names[position].utf8)
+      var writer = BigEndianWriter()
+      writer.u32(UInt32(name.count))
+      part += NBD.reply(option, NBD.OptionReply.server, writer.bytes + name)
+      position += 1
+    }
+    if position == names.count {
+      isFinished = true
+      part += NBD.reply(option, NBD.OptionReply.ack, [])
+    }
+    return part
+  }
+}
+
+extension NBD {
+  /// A server's answer to an option.
+  fileprivate static func reply(_ option: UInt32, _ type: UInt32, _ data: [UInt8]) -> [UInt8] {
     var writer = BigEndianWriter()
     writer.u64(NBD.optionReplyMagic)
     writer.u32(option)

@@ -13,126 +13,127 @@ final class NBDServer: @unchecked Sendable {
   struct Export: Sendable {
     var name: String
     var device: BlockDevice
+    /// Only clients with TLS get it.
+    var requiresTLS = false
 
     var description: NBDExport {
       // SAFETY: on the reactor's thread, which alone changes the target.
       let shape = unsafe device.target.pointee
       return unsafe NBDExport(
         name: name, size: shape.capacity, blockSize: shape.blockSize, isReadOnly: shape.isReadOnly,
-        canTrim: shape.canUnmap && !shape.isReadOnly, canWriteZeroes: shape.canWriteZeroes && !shape.isReadOnly)
+        canTrim: shape.canUnmap && !shape.isReadOnly, canWriteZeroes: shape.canWriteZeroes && !shape.isReadOnly,
+        requiresTLS: requiresTLS)
     }
   }
 
   let address: NBDAddress
   let reactor: Reactor
+  /// What all exports of the address have in common; nil without TLS.
+  let tls: TLSCredentials?
+  /// Reactor's thread, as the next.
+  let clients: ListeningSocket
+  /// Clients in the middle of a TLS handshake, the oldest first.
+  private var handshakes: [NBDConnection] = []
   private let logger: Logger
-  private let exports = Mutex<[String: Export]>([:])
+  private let state = Mutex(State())
 
-  // Reactor's thread.
-  private var listener: CInt
-  private var watch: Watch?
-  private var connections: [ObjectIdentifier: NBDConnection] = [:]
-  private var onGone: (@Sendable () -> Void)?
+  private struct State {
+    var exports: [String: Export] = [:]
+    /// In order, once somebody has asked.
+    var names: [String]?
+  }
 
-  /// How many clients one address takes.
-  private static let maximumConnections = 4096
+  /// A handshake holds tens of kilobytes, for clients that nobody knows yet.
+  private static let maximumHandshakes = 256
 
   /// - Parameter listener: a listening, non-blocking socket, which the server takes over.
-  init(address: NBDAddress, listener: CInt, reactor: Reactor, logger: Logger) {
+  init(
+    address: NBDAddress, listener: CInt, tls: TLSCredentials?, reactor: Reactor, limits: ConnectionLimits,
+    logger: Logger
+  ) {
     self.address = address
-    self.listener = listener
+    self.tls = tls
     self.reactor = reactor
     var logger = logger
     logger[metadataKey: "nbd"] = "\(address)"
     self.logger = logger
+    clients = ListeningSocket(listener, reactor: reactor, limits: limits, logger: logger)
   }
 
-  var names: [String] { exports.withLock { $0.keys.sorted() } }
+  /// In order. Clients that list share one copy.
+  var names: [String] {
+    state.withLock { state in
+      if let names = state.names { return names }
+      let names = state.exports.keys.sorted()
+      state.names = names
+      return names
+    }
+  }
 
   /// By name; the empty name is the only export of an address, where there is one only.
   func export(_ name: String) -> Export? {
-    exports.withLock { exports in exports[name] ?? (name.isEmpty && exports.count == 1 ? exports.first?.value : nil) }
+    state.withLock { state in
+      state.exports[name] ?? (name.isEmpty && state.exports.count == 1 ? state.exports.first?.value : nil)
+    }
   }
 
-  func add(_ export: Export) { exports.withLock { $0[export.name] = export } }
+  /// Whether a client that comes now has to begin TLS, or may (the specification's modes of operation).
+  var tlsPolicy: NBDHandshake.TLSPolicy {
+    guard tls != nil else { return .none }
+    return state.withLock { $0.exports.values.allSatisfy(\.requiresTLS) } ? .required : .selective
+  }
+
+  func add(_ export: Export) {
+    state.withLock { state in
+      state.exports[export.name] = export
+      state.names = nil
+    }
+  }
+
+  private func forget(_ name: String) -> Export? {
+    state.withLock { state in
+      state.names = nil
+      return state.exports.removeValue(forKey: name)
+    }
+  }
 
   /// Begins to accept.
   func start() {
     reactor.post { [self] in
-      let watch = Watch(fd: listener) { [unowned self] in acceptAll() }
-      self.watch = watch
-      unsafe watch.arm(reactor.core)
+      clients.start { [unowned self] in NBDConnection(fd: $0, server: self, logger: logger) }
     }
   }
 
-  private func acceptAll() {
-    while listener >= 0 {
-      let fd = clinux_accept(listener)
-      guard fd >= 0 else {
-        let error = errno
-        guard error != EAGAIN else { return }
-        if error == ECONNABORTED { continue }
-        logger.error("cannot take a client; trying again", metadata: ["error": "\(systemText(error))"])
-        DispatchQueue.global().asyncAfter(deadline: .now() + .seconds(1)) { [weak self] in
-          guard let self else { return }
-          reactor.post { [weak self] in self?.acceptAll() }
-        }
-        return
-      }
-      guard connections.count < NBDServer.maximumConnections else {
-        _ = Glibc.close(fd)
-        continue
-      }
-      clinux_tune_tcp(fd)
-      let connection = NBDConnection(fd: fd, reactor: reactor, server: self, logger: logger)
-      connections[ObjectIdentifier(connection)] = connection
-      connection.start()
+  /// Enters a client that begins a TLS handshake. Where there are too many, the oldest goes: those who mean it are done
+  /// within a few round trips. On the reactor, as the next.
+  func beginHandshake(_ client: NBDConnection) {
+    handshakes.append(client)
+    if handshakes.count > NBDServer.maximumHandshakes {
+      handshakes[0].close("too many TLS handshakes at a time, and this was the oldest")
     }
   }
 
-  func closed(_ connection: NBDConnection) {
-    connections[ObjectIdentifier(connection)] = nil
-    finishIfGone()
-  }
+  func endHandshake(_ client: NBDConnection) { handshakes.removeAll { $0 === client } }
 
   /// Takes an export away and ends its clients; calls `then` when they are gone.
   func remove(_ name: String, then: @escaping @Sendable () -> Void) {
-    guard let export = exports.withLock({ $0.removeValue(forKey: name) }) else { return then() }
+    guard let export = forget(name) else { return then() }
     reactor.post { [self] in
-      let clients = connections.values.filter { $0.device === export.device }
-      for client in clients { client.close("the export was removed") }
-      waitForGone(clients.map(ObjectIdentifier.init), then)
+      let users = clients.connections.compactMap { $0 as? NBDConnection }.filter { $0.device === export.device }
+      for user in users { user.close("the export was removed") }
+      waitForGone(users.map(ObjectIdentifier.init), then)
     }
   }
 
-  private func waitForGone(_ clients: [ObjectIdentifier], _ then: @escaping @Sendable () -> Void) {
-    guard clients.contains(where: { connections[$0] != nil }) else { return then() }
+  private func waitForGone(_ users: [ObjectIdentifier], _ then: @escaping @Sendable () -> Void) {
+    guard users.contains(where: clients.has) else { return then() }
     DispatchQueue.global().asyncAfter(deadline: .now() + .milliseconds(5)) { [self] in
-      reactor.post { [self] in waitForGone(clients, then) }
+      reactor.post { [self] in waitForGone(users, then) }
     }
   }
 
   /// Ends everything, and calls `then` when the last client is gone.
   func close(then: @escaping @Sendable () -> Void) {
-    reactor.post { [self] in
-      onGone = then
-      if listener >= 0 {
-        watch?.cancel(reactor.ring)
-        watch = nil
-        reactor.ring.submit()
-        // The watch keeps the socket open for a moment longer: nobody is to connect to it.
-        shutdown(listener, CInt(SHUT_RDWR))
-        _ = Glibc.close(listener)
-        listener = -1
-      }
-      for client in connections.values { client.close("the server stops") }
-      finishIfGone()
-    }
-  }
-
-  private func finishIfGone() {
-    guard connections.isEmpty, let then = onGone else { return }
-    onGone = nil
-    then()
+    reactor.post { [self] in clients.close("the server stops", then: then) }
   }
 }

@@ -3,18 +3,15 @@ import Glibc
 
 /// A queue pair on the host's side: one TCP connection.
 ///
-/// SAFETY: made, used and destroyed on its reactor's thread only; the hot path's state is freed in `drained`.
+/// SAFETY: made, used and destroyed on its reactor's thread only; the slots live as long as the object, because requests
+/// are taken out of them after its end.
 @safe
-final class HostQueue: Drainable, @unchecked Sendable {
-  private let fd: CInt
-  private let reactor: Reactor
-  private let stream: UnsafeMutablePointer<Stream>
+final class HostQueue: StreamConnection, @unchecked Sendable {
   let state: UnsafeMutablePointer<HostQueueState>
-  private let hello: UnsafeMutablePointer<OutgoingItem>
-  private let helloBytes: UnsafeMutableRawPointer
-  private var watch: Watch?
-  private(set) var isClosed = false
-  private var isGone = false
+  private let hasHeaderDigest: Bool
+  private let hasDataDigest: Bool
+  /// `onLost` is still to be called.
+  private var isLosing = false
   /// The target answered the first PDU.
   var onInitialized: () -> Void = {}
   /// Takes the ends of requests' commands. Kept until the last byte of this connection has been looked at, so that the
@@ -30,84 +27,49 @@ final class HostQueue: Drainable, @unchecked Sendable {
 
   /// - Parameter fd: a connecting socket, which the queue takes over.
   init(fd: CInt, reactor: Reactor, depth: Int, hasHeaderDigest: Bool, hasDataDigest: Bool) {
-    self.fd = fd
-    self.reactor = reactor
     unsafe taker = nil
-    unsafe stream = UnsafeMutablePointer<Stream>.allocate(capacity: 1)
+    self.hasHeaderDigest = hasHeaderDigest
+    self.hasDataDigest = hasDataDigest
     unsafe state = UnsafeMutablePointer<HostQueueState>.allocate(capacity: 1)
-    unsafe hello = UnsafeMutablePointer<OutgoingItem>.allocate(capacity: 1)
-    unsafe helloBytes = UnsafeMutableRawPointer.allocate(byteCount: NVMeTCP.initializeLength, alignment: 8)
-    let queue = unsafe Unmanaged.passUnretained(self).toOpaque()
-    unsafe stream.initialize(
-      to: Stream(
-        fd: fd, capacity: HostQueue.bufferLength, connection: queue,
-        sent: { slot, core in
-          // The first PDU belongs to no slot: its owner is a number that is no address.
-          guard UInt(bitPattern: slot) != 1 else { return }
-          unsafe hostItemSent(
-            slot.assumingMemoryBound(to: HostSlot.self), core.assumingMemoryBound(to: ReactorCore.self))
-        },
-        broken: { queue, _ in
-          unsafe Unmanaged<HostQueue>.fromOpaque(queue)._withUnsafeGuaranteedRef {
-            $0.close("the target takes no commands")
-          }
-        }))
+    unsafe super.init(
+      fd: fd, reactor: reactor, peer: "target",
+      sent: { slot, core in
+        unsafe hostItemSent(slot.assumingMemoryBound(to: HostSlot.self), core.assumingMemoryBound(to: ReactorCore.self))
+      })
+    unsafe stream.pointee.reserve(HostQueue.bufferLength)
     unsafe state.initialize(
       to: HostQueueState(
-        stream: stream, queue: queue, depth: depth, hasHeaderDigest: hasHeaderDigest, hasDataDigest: hasDataDigest))
+        stream: stream, queue: Unmanaged.passUnretained(self).toOpaque(), depth: depth,
+        hasHeaderDigest: hasHeaderDigest, hasDataDigest: hasDataDigest))
     unsafe HostQueueState.prepare(state)
-    // The first PDU (NVMe TCP 1.0, section 3.6.2.2): the version, no alignment, the digests, one request for data.
-    unsafe memset(helloBytes, 0, NVMeTCP.initializeLength)
-    unsafe helloBytes.storeBytes(of: UInt8(NVMeTCP.initializeLength), toByteOffset: 2, as: UInt8.self)
-    unsafe helloBytes.storeBytes(of: UInt32(NVMeTCP.initializeLength).littleEndian, toByteOffset: 4, as: UInt32.self)
-    unsafe helloBytes.storeBytes(
-      of: (hasHeaderDigest ? 1 : 0) | (hasDataDigest ? 2 : 0), toByteOffset: 11, as: UInt8.self)
-    guard let nobody = unsafe UnsafeMutableRawPointer(bitPattern: 1) else { return }
-    unsafe hello.initialize(to: OutgoingItem(owner: nobody))
-    unsafe hello.pointee.append(helloBytes, NVMeTCP.initializeLength)
   }
 
   deinit {
     unsafe state.pointee.deallocate()
     unsafe state.deinitialize(count: 1)
     unsafe state.deallocate()
-    unsafe stream.pointee.deallocate()
-    unsafe stream.deallocate()
-    unsafe hello.deallocate()
-    unsafe helloBytes.deallocate()
   }
 
-  private var core: UnsafeMutablePointer<ReactorCore> { unsafe reactor.core }
-
   func start() {
-    let watch = Watch(fd: fd) { [weak self] in self?.readable() }
-    self.watch = watch
-    unsafe watch.arm(core)
-    unsafe send(hello, stream, core)
+    watchReadable()
+    // The first PDU (NVMe TCP 1.0, section 3.6.2.2): the version, no alignment, the digests, one request for data.
+    var page = LittleEndianPage(NVMeTCP.initializeLength)
+    page.set(NVMeTCP.PDU.initializeRequest, at: 0)
+    page.set(UInt8(NVMeTCP.initializeLength), at: 2)
+    page.set(UInt32(NVMeTCP.initializeLength), at: 4)
+    page.set((hasHeaderDigest ? UInt8(1) : 0) | (hasDataDigest ? 2 : 0), at: 11)
+    tell(page.bytes)
   }
 
   func initialized() { onInitialized() }
 
-  private func readable() {
-    guard !isClosed else { return }
-    var budget = 8
-    while !isClosed {
-      let count = unsafe stream.pointee.receive()
-      guard count > 0 else {
-        if count == 0 { close("the target closed the connection") }
-        if count < 0, count != -Int(EAGAIN), count != -Int(EINTR) { close(systemText(CInt(-count))) }
-        return
-      }
-      let progress = unsafe takeAnswers(state, core) { slot, status, word0, word1 in
-        unsafe completed(slot, status, word0, word1)
-      }
-      if case .broken(let reason) = progress { return close("the target broke the protocol: \(reason)") }
-      if unsafe stream.pointee.isDry { return }
-      budget -= 1
-      if budget == 0 {
-        reactor.post { [weak self] in self?.readable() }
-        return
-      }
+  override func take() -> Progress {
+    let progress = unsafe takeAnswers(state, core) { slot, status, word0, word1 in
+      unsafe completed(slot, status, word0, word1)
+    }
+    switch progress {
+    case .more: return .more
+    case .broken(let reason): return .ended("the target broke the protocol: \(reason)")
     }
   }
 
@@ -165,13 +127,9 @@ final class HostQueue: Drainable, @unchecked Sendable {
 
   // MARK: The end
 
-  /// Ends the connection. `onLost` is called, once.
-  func close(_ reason: String) {
-    guard !isClosed else { return }
-    isClosed = true
-    unsafe state.pointee.isClosed = true
-    unsafe watch?.cancel(core.pointee.ring)
-    shutdown(fd, CInt(SHUT_RDWR))
+  /// `onLost` is called, once.
+  override func ended(_ reason: String) {
+    isLosing = true
     // Not at once: the caller may be in the middle of this queue's bytes.
     reactor.post { [self] in
       let onLost = self.onLost
@@ -179,10 +137,11 @@ final class HostQueue: Drainable, @unchecked Sendable {
       onLost(reason)
       onInitialized = {}
       path = nil
-      reactor.whenDrained(self)
-      reactor.post {}
+      isLosing = false
     }
   }
+
+  override var isIdle: Bool { !isLosing }
 
   /// Takes the requests out of the open commands, in the order of the slots.
   func takeRequests() -> [UnsafeMutablePointer<BlockIO>] {
@@ -196,13 +155,7 @@ final class HostQueue: Drainable, @unchecked Sendable {
     return unsafe requests
   }
 
-  var isDrained: Bool { unsafe !stream.pointee.isBlocked && !stream.pointee.isDeferred }
-
-  func drained() {
-    guard !isGone else { return }
-    isGone = true
-    unsafe core.pointee.ring.submit()
-    unsafe core.pointee.forget(UnsafeMutableRawPointer(stream))
+  override func gone() {
     for index in unsafe 0..<state.pointee.depth {
       let slot = unsafe state.pointee.slots + index
       unsafe slot.pointee.done = nil
@@ -211,6 +164,5 @@ final class HostQueue: Drainable, @unchecked Sendable {
         unsafe slot.pointee.buffer = nil
       }
     }
-    _ = Glibc.close(fd)
   }
 }

@@ -4,90 +4,65 @@ import Logging
 
 /// One queue pair: a TCP connection of a host.
 ///
-/// SAFETY: made, used and destroyed on the target's reactor only; the hot path's state is freed in `drained`, after the
-/// last command and the last watch let go of it.
+/// SAFETY: made, used and destroyed on the target's reactor only; the hot path's state is freed in `gone`, after the last
+/// command and the last watch let go of it.
 @safe
-final class NVMfConnection: Drainable, @unchecked Sendable {
-  private let fd: CInt
+final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sendable {
   private let listener: NVMfListener
   let target: NVMfTarget
   let transport: NVMfTarget.Transport
   var logger: Logger
-  private var watch: Watch?
   /// Bytes of the first PDU, until it is whole.
   private var pending: [UInt8] = []
-  private var stream: UnsafeMutablePointer<Stream>?
   private(set) var state: UnsafeMutablePointer<NVMfState>?
   /// Once the queue is connected.
   var controller: NVMfController?
   var queueID: UInt16?
   private var table: NamespaceTable?
   /// Every slot needs a target from the start; this one is never started.
-  private let placeholder = unsafe BlockTarget.make(
-    .null, name: "", reactor: 0, capacity: 0, blockSize: 512, isReadOnly: true, canUnmap: false,
-    canWriteZeroes: false)
-  private(set) var isClosed = false
+  private var placeholder: UnsafeMutablePointer<BlockTarget>?
 
-  /// How long a host may take until its queue is connected, in nanoseconds.
-  private static let connectTime: UInt64 = 30_000_000_000
+  /// What is received with one call, at most: of admin commands, and of a queue that is connected for I/O.
+  private static let adminBufferLength = 16 << 10
   private static let bufferLength = 256 << 10
 
   init(
     fd: CInt, listener: NVMfListener, target: NVMfTarget, transport: NVMfTarget.Transport, logger: Logger
   ) {
-    self.fd = fd
     self.listener = listener
     self.target = target
     self.transport = transport
     self.logger = logger
     unsafe state = nil
-    unsafe stream = nil
+    unsafe placeholder = nil
+    unsafe super.init(
+      fd: fd, reactor: target.reactor, peer: "host",
+      sent: { slot, core in
+        unsafe slotSent(slot.assumingMemoryBound(to: NVMfSlot.self), core.assumingMemoryBound(to: ReactorCore.self))
+      })
   }
 
-  deinit { unsafe BlockTarget.destroy(placeholder) }
-
-  var core: UnsafeMutablePointer<ReactorCore> { unsafe target.reactor.core }
   var place: NVMfTarget.ListenAddress { listener.place }
 
-  func start() {
-    let watch = Watch(fd: fd) { [unowned self] in readable() }
-    self.watch = watch
-    unsafe watch.arm(core)
-    unsafe core.pointee.schedule(
-      at: clinux_monotonic_nanoseconds() &+ NVMfConnection.connectTime,
-      { connection, _ in
-        unsafe Unmanaged<NVMfConnection>.fromOpaque(connection)._withUnsafeGuaranteedRef { connection in
-          if connection.queueID == nil { connection.close("no queue was connected in time") }
-        }
-      }, Unmanaged.passUnretained(self).toOpaque())
+  func start() { watchReadable() }
+
+  func timeIsOver() {
+    if queueID == nil { close("no queue was connected in time") }
   }
 
-  /// Takes what the socket has.
-  func readable() {
+  override func readable() {
     guard !isClosed else { return }
-    guard let state = unsafe state, let stream = unsafe stream else { return initialize() }
-    // Others have their turn after so many buffers.
-    var budget = 8
-    var isDry = false
-    while !isClosed {
-      switch unsafe takePDUs(state, core) {
-      case .more: break
-      case .finished: return close("the host ended the connection")
-      case .broken(let reason, let field): return terminate(reason, field)
-      }
-      if isDry { return }
-      guard budget > 0 else {
-        target.reactor.post { [weak self] in self?.readable() }
-        return
-      }
-      budget -= 1
-      let count = unsafe stream.pointee.receive()
-      isDry = unsafe stream.pointee.isDry
-      guard count > 0 else {
-        if count == 0 { close("the host left") }
-        if count < 0, count != -Int(EAGAIN), count != -Int(EINTR) { close(systemText(CInt(-count))) }
-        return
-      }
+    if unsafe state == nil { initialize() } else { transfer() }
+  }
+
+  override func take() -> Progress {
+    guard let state = unsafe state else { return .stalled }
+    switch unsafe takePDUs(state, core) {
+    case .more: return .more
+    case .finished: return .ended("the host ended the connection")
+    case .broken(let reason, let field):
+      terminate(reason, field)
+      return .stalled
     }
   }
 
@@ -95,11 +70,8 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
 
   private func initialize() {
     var chunk = [UInt8](repeating: 0, count: NVMeTCP.initializeLength - pending.count)
-    let count = unsafe recv(fd, &chunk, chunk.count, CInt(MSG_DONTWAIT))
-    guard count > 0 else {
-      if count == 0 || errno != EAGAIN { close("the host left") }
-      return
-    }
+    let count = unsafe receive(into: &chunk, chunk.count)
+    guard count > 0 else { return receivedNothing(count) }
     pending += chunk.prefix(count)
     if let type = pending.first, type != NVMeTCP.PDU.initializeRequest {
       return terminate(NVMeTCP.FatalError.sequence, 0)
@@ -125,39 +97,24 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
     page.set(UInt32(NVMeTCP.initializeLength), at: 4)
     page.set(digests & 3, at: 11)
     page.set(UInt32(transport.maximumTransfer), at: 12)
-    guard write(page.bytes) else { return close("the host does not take its answers") }
+    tell(page.bytes)
     readable()
   }
 
   private func prepare(alignment: Int, hasHeaderDigest: Bool, hasDataDigest: Bool) {
-    let connection = unsafe Unmanaged.passUnretained(self).toOpaque()
-    let stream = UnsafeMutablePointer<Stream>.allocate(capacity: 1)
-    unsafe stream.initialize(
-      to: Stream(
-        fd: fd, capacity: NVMfConnection.bufferLength, connection: connection,
-        sent: { slot, core in
-          unsafe slotSent(
-            slot.assumingMemoryBound(to: NVMfSlot.self), core.assumingMemoryBound(to: ReactorCore.self))
-        },
-        broken: { connection, _ in
-          unsafe Unmanaged<NVMfConnection>.fromOpaque(connection)._withUnsafeGuaranteedRef {
-            $0.close("the host takes no answers")
-          }
-        }))
+    unsafe stream.pointee.reserve(NVMfConnection.adminBufferLength)
+    let placeholder = unsafe BlockTarget.make(
+      .null, name: "", reactor: 0, capacity: 0, blockSize: 512, isReadOnly: true, canUnmap: false,
+      canWriteZeroes: false)
+    unsafe self.placeholder = unsafe placeholder
     let state = UnsafeMutablePointer<NVMfState>.allocate(capacity: 1)
     unsafe state.initialize(
       to: NVMfState(
-        stream: stream, connection: connection, hasHeaderDigest: hasHeaderDigest, hasDataDigest: hasDataDigest,
+        stream: stream, connection: Unmanaged.passUnretained(self).toOpaque(), hasHeaderDigest: hasHeaderDigest,
+        hasDataDigest: hasDataDigest,
         alignment: alignment, transport: transport))
     unsafe NVMfState.prepare(state, placeholder)
-    unsafe self.stream = unsafe stream
     unsafe self.state = unsafe state
-  }
-
-  /// Writes a few bytes outside of the queue of answers.
-  private func write(_ bytes: [UInt8]) -> Bool {
-    let flags = CInt(MSG_DONTWAIT) | CInt(MSG_NOSIGNAL)
-    return unsafe bytes.withUnsafeBytes { unsafe Glibc.send(fd, $0.baseAddress, $0.count, flags) } == bytes.count
   }
 
   /// Tells the host why it is cut off, and cuts it off (NVMe TCP 1.0, section 3.5).
@@ -168,8 +125,7 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
     page.set(UInt32(24), at: 4)
     page.set(reason, at: 8)
     page.set(field, at: 10)
-    // Only where nothing is half sent.
-    if unsafe stream?.pointee.isBlocked != true { _ = write(page.bytes) }
+    tell(page.bytes)
     close("the host broke the protocol: reason \(reason), field \(field)")
   }
 
@@ -177,6 +133,7 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
   func open(_ table: NamespaceTable, queueSize: UInt16) {
     self.table = table
     guard let state = unsafe state else { return }
+    unsafe stream.pointee.reserve(NVMfConnection.bufferLength)
     unsafe state.pointee.namespaces = unsafe Unmanaged.passUnretained(table)
     unsafe state.pointee.isIOQueue = true
     unsafe state.pointee.queueSize = queueSize
@@ -186,39 +143,25 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
 
   // MARK: The end
 
-  /// Ends the connection: at once for the host, and its memory when every command is back.
-  func close(_ reason: String) {
-    guard !isClosed else { return }
-    isClosed = true
+  override func ended(_ reason: String) {
     logger.info("host disconnected", metadata: ["reason": "\(reason)"])
-    unsafe watch?.cancel(core.pointee.ring)
-    shutdown(fd, CInt(SHUT_RDWR))
-    if let controller {
-      if controller.admin === self {
-        controller.end()
-        target.forget(controller)
-      } else {
-        controller.remove(self)
-      }
+    guard let controller else { return }
+    if controller.admin === self {
+      controller.end()
+      target.forget(controller)
+    } else {
+      controller.remove(self)
     }
-    // Not at once: the caller may still hold on to what would go away.
-    target.reactor.whenDrained(self)
-    target.reactor.post {}
   }
 
-  var isDrained: Bool {
-    guard let state = unsafe state, let stream = unsafe stream else { return true }
-    return unsafe state.pointee.inflight == 0 && !stream.pointee.isBlocked && !stream.pointee.isDeferred
-  }
+  override var isIdle: Bool { unsafe (state?.pointee.inflight ?? 0) == 0 }
 
   /// Commands so far.
   var commands: UInt64 { unsafe state?.pointee.commands ?? 0 }
 
-  func drained() {
+  override func gone() {
     let commands = self.commands
     target.record { $0.commands &+= commands }
-    unsafe core.pointee.ring.submit()
-    unsafe core.pointee.forget(Unmanaged.passUnretained(self).toOpaque())
     if let state = unsafe state {
       for index in unsafe 0..<NVMfState.depth {
         let slot = unsafe state.pointee.slots + index
@@ -227,14 +170,10 @@ final class NVMfConnection: Drainable, @unchecked Sendable {
       unsafe state.pointee.deallocate()
       unsafe state.deallocate()
     }
-    if let stream = unsafe stream {
-      unsafe stream.pointee.deallocate()
-      unsafe stream.deallocate()
-    }
+    if let placeholder = unsafe placeholder { unsafe BlockTarget.destroy(placeholder) }
     unsafe state = nil
-    unsafe stream = nil
+    unsafe placeholder = nil
     controller = nil
-    _ = Glibc.close(fd)
-    listener.closed(self)
+    listener.hosts.ended(self)
   }
 }

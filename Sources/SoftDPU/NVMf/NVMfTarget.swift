@@ -66,11 +66,13 @@ final class NVMfTarget: Sendable {
   }
 
   let reactor: Reactor
+  let limits: ConnectionLimits
   let logger: Logger
   private let state = Mutex(State())
 
-  init(reactor: Reactor, logger: Logger) {
+  init(reactor: Reactor, limits: ConnectionLimits, logger: Logger) {
     self.reactor = reactor
+    self.limits = limits
     self.logger = logger
   }
 
@@ -98,7 +100,7 @@ final class NVMfTarget: Sendable {
   var statistics: Statistics {
     var value = past.withLock { $0 }
     for listener in listeners {
-      for connection in listener.connections.values { value.commands &+= connection.commands }
+      for connection in listener.connections { value.commands &+= connection.commands }
     }
     return value
   }

@@ -23,7 +23,7 @@ final class Reactor: @unchecked Sendable {
   /// Set by the thread before `init` returns.
   private(set) var core: UnsafeMutablePointer<ReactorCore>
   /// Sessions that wait for their requests to come back.
-  private var frozen: [any Drainable] = []
+  private var frozen: [ObjectIdentifier: any Drainable] = [:]
   private let clock: CInt
   /// The deadline that `clock` was set to; 0 where it is not set.
   private var clockDeadline: UInt64 = 0
@@ -248,14 +248,11 @@ final class Reactor: @unchecked Sendable {
   }
 
   /// Has the session's `drained` called as soon as none of its requests is in the kernel's hands.
-  func whenDrained(_ session: any Drainable) {
-    if !frozen.contains(where: { $0 === session }) { frozen.append(session) }
-  }
+  func whenDrained(_ session: any Drainable) { frozen[ObjectIdentifier(session)] = session }
 
   private func resumeDrained() {
-    let ready = frozen.filter(\.isDrained)
-    guard !ready.isEmpty else { return }
-    frozen.removeAll(where: \.isDrained)
+    let ready = frozen.values.filter(\.isDrained)
+    for session in ready { frozen[ObjectIdentifier(session)] = nil }
     for session in ready { session.drained() }
   }
 }

@@ -19,6 +19,8 @@ struct ReactorCore {
   /// Pieces of one call that sends.
   let vectors: UnsafeMutablePointer<iovec>
   static let maximumVectors = 256
+  /// Room for bytes of sockets on their way to where they belong; what is there is gone with the next function.
+  let scratch: SocketScratch
   /// Zeros to write from.
   let zeros: UnsafeMutableRawPointer
   static let zeroLength = 1 << 20
@@ -46,6 +48,7 @@ struct ReactorCore {
     unsafe one = .allocate(capacity: 1)
     unsafe one.initialize(to: 1)
     unsafe vectors = .allocate(capacity: ReactorCore.maximumVectors)
+    unsafe scratch = unsafe SocketScratch()
     unsafe zeros = .allocate(byteCount: ReactorCore.zeroLength, alignment: 4096)
     unsafe memset(zeros, 0, ReactorCore.zeroLength)
     unsafe zeroVectors = .allocate(capacity: ReactorCore.maximumZeroVectors)
@@ -58,6 +61,7 @@ struct ReactorCore {
     unsafe buffers.deallocate()
     unsafe slow.deallocate()
     unsafe vectors.deallocate()
+    unsafe scratch.deallocate()
     unsafe zeros.deallocate()
     unsafe zeroVectors.deallocate()
     unsafe dirty.deallocate()

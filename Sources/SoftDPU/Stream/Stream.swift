@@ -1,7 +1,8 @@
 import CLinux
 import Glibc
 
-// A connection's bytes: received into one buffer, sent from wherever they are, many pieces with one call.
+// A connection's bytes: received into one buffer, sent from wherever they are, many pieces with one call. Where they are
+// encrypted, EncryptedStream.swift stands between them and the socket.
 //
 // SAFETY, for every `unsafe` here: a stream, its buffer and its outgoing items belong to one connection, which frees
 // them when nothing of them is listed or under way; one thread touches them. Indices stay within the buffer's capacity.
@@ -38,9 +39,9 @@ struct Stream {
   typealias Broken = @convention(c) (UnsafeMutableRawPointer, UnsafeMutableRawPointer) -> Void
 
   let fd: CInt
-  /// What was received and not consumed: `buffer[start..<end]`.
-  let buffer: UnsafeMutableRawPointer
-  let capacity: Int
+  /// What was received and not consumed: `buffer[start..<end]`. There is no room until `reserve` is called.
+  private(set) var buffer: UnsafeMutableRawPointer
+  private(set) var capacity = 0
   var start = 0
   var end = 0
   private(set) var firstOut: UnsafeMutablePointer<OutgoingItem>?
@@ -53,22 +54,46 @@ struct Stream {
   var isDeferred = false
   let connection: UnsafeMutableRawPointer
   let sent: Sent
+  /// Called with the connection in place of `sent` for items that the connection itself owns.
+  let told: Sent
   let broken: Broken
   var bytesIn: UInt64 = 0
   var bytesOut: UInt64 = 0
+  /// Where the stream is encrypted: the session, and what is encrypted and not with the kernel.
+  var tls: OpaquePointer?
+  var cipher = unsafe Ciphertext()
 
   init(
-    fd: CInt, capacity: Int, connection: UnsafeMutableRawPointer, sent: @escaping Sent, broken: @escaping Broken
+    fd: CInt, connection: UnsafeMutableRawPointer, sent: @escaping Sent, told: @escaping Sent, broken: @escaping Broken
   ) {
     unsafe self.fd = fd
-    unsafe self.capacity = capacity
-    unsafe buffer = UnsafeMutableRawPointer.allocate(byteCount: capacity, alignment: 4096)
+    unsafe buffer = UnsafeMutableRawPointer.allocate(byteCount: 16, alignment: 16)
     unsafe self.connection = unsafe connection
     unsafe self.sent = unsafe sent
+    unsafe self.told = unsafe told
     unsafe self.broken = unsafe broken
   }
 
   func deallocate() { unsafe buffer.deallocate() }
+
+  /// Makes room for so many received bytes, beside those that wait.
+  mutating func reserve(_ length: Int) {
+    guard unsafe length > capacity else { return }
+    let larger = UnsafeMutableRawPointer.allocate(byteCount: length, alignment: 4096)
+    unsafe larger.copyMemory(from: bytes, byteCount: available)
+    unsafe buffer.deallocate()
+    unsafe buffer = unsafe larger
+    unsafe end -= start
+    unsafe start = 0
+    unsafe capacity = length
+  }
+
+  /// Puts bytes behind those that wait, as if they had been received. There has to be room.
+  mutating func put(_ bytes: UnsafeRawBufferPointer) {
+    guard let base = bytes.baseAddress, unsafe bytes.count <= capacity - end else { return }
+    unsafe (buffer + end).copyMemory(from: base, byteCount: bytes.count)
+    unsafe end += bytes.count
+  }
 
   /// How many received bytes wait.
   @inline(__always)
@@ -86,14 +111,19 @@ struct Stream {
     }
   }
 
+  /// Moves what waits to the start where room behind it is scarce.
+  @inline(__always)
+  mutating func compact() {
+    guard unsafe start > 0, unsafe capacity - end < capacity / 2 else { return }
+    unsafe memmove(buffer, buffer + start, end - start)
+    unsafe end -= start
+    unsafe start = 0
+  }
+
   /// Takes what the socket has: the number of bytes, 0 at the end of the stream, or a negative error number.
   @inline(__always)
   mutating func receive() -> Int {
-    if unsafe start > 0, unsafe capacity - end < capacity / 2 {
-      unsafe memmove(buffer, buffer + start, end - start)
-      unsafe end -= start
-      unsafe start = 0
-    }
+    unsafe compact()
     guard unsafe end < capacity else { return -Int(EAGAIN) }
     let count = unsafe recv(fd, buffer + end, capacity - end, CInt(MSG_DONTWAIT))
     unsafe isDry = count < capacity - end
@@ -152,6 +182,9 @@ private let flushDeferred: ReactorCore.Deferred = { stream, core in
 
 /// Sends what waits, as much as the socket takes.
 func flush(_ stream: UnsafeMutablePointer<Stream>, _ core: UnsafeMutablePointer<ReactorCore>) {
+  // One watch at a time.
+  guard unsafe !stream.pointee.isBlocked else { return }
+  if unsafe stream.pointee.tls != nil { return unsafe flushEncrypted(stream, core) }
   let vectors = unsafe core.pointee.vectors
   while unsafe stream.pointee.firstOut != nil {
     var count = 0
@@ -186,7 +219,7 @@ func flush(_ stream: UnsafeMutablePointer<Stream>, _ core: UnsafeMutablePointer<
 }
 
 /// Takes `length` sent bytes off the items.
-private func settle(
+func settle(
   _ stream: UnsafeMutablePointer<Stream>, _ length: Int, _ core: UnsafeMutablePointer<ReactorCore>
 ) {
   var left = length
@@ -203,6 +236,11 @@ private func settle(
       unsafe item.pointee.first += 1
     }
     unsafe stream.pointee.removeFirst()
-    unsafe stream.pointee.sent(item.pointee.owner, core)
+    let owner = unsafe item.pointee.owner
+    if unsafe owner == stream.pointee.connection {
+      unsafe stream.pointee.told(owner, core)
+    } else {
+      unsafe stream.pointee.sent(owner, core)
+    }
   }
 }

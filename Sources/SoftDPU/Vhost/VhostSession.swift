@@ -8,7 +8,7 @@ import Logging
 /// allocated here and freed in `destroy`, after the last request and the last watch let go of them. That confinement is
 /// what makes the class sendable to its reactor.
 @safe
-final class VhostSession: Drainable, @unchecked Sendable {
+final class VhostSession: AcceptedConnection, Drainable, @unchecked Sendable {
   let reactor: Reactor
   let device: BlockDevice
   let isReadOnly: Bool
@@ -32,11 +32,11 @@ final class VhostSession: Drainable, @unchecked Sendable {
   /// What runs once no request is in the kernel's hands; meanwhile no message is taken.
   private var afterDrain: (() -> Void)?
   private(set) var isClosed = false
-  private var onClosed: (() -> Void)?
+  private var onClosed: ((VhostSession) -> Void)?
 
   init(
     name: String, reactor: Reactor, device: BlockDevice, isReadOnly: Bool, fd: CInt, logger: Logger,
-    onClosed: @escaping () -> Void
+    onClosed: @escaping (VhostSession) -> Void
   ) {
     self.reactor = reactor
     self.device = device
@@ -59,6 +59,8 @@ final class VhostSession: Drainable, @unchecked Sendable {
     self.watch = watch
     unsafe watch.arm(core)
   }
+
+  func timeIsOver() {}
 
   // MARK: Messages
 
@@ -223,7 +225,7 @@ final class VhostSession: Drainable, @unchecked Sendable {
     _ = Glibc.close(fd)
     let onClosed = self.onClosed
     self.onClosed = nil
-    onClosed?()
+    onClosed?(self)
   }
 }
 
