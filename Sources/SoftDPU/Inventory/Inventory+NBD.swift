@@ -37,12 +37,6 @@ final class NBDDisk: Sendable {
     }
     return ConfigurationCall(method: "nbd_start_disk", parameters: parameters)
   }
-
-  /// The call that makes it again after a restart.
-  var creation: ConfigurationCall {
-    ConfigurationCall(
-      method: "nbd_start_disk", parameters: ["bdev_name": .string(device.name), "nbd_device": .string(address)])
-  }
 }
 
 extension Inventory {

@@ -108,7 +108,7 @@ final class ListeningSocket: @unchecked Sendable {
     self.make = make
     let watch = Watch(fd: fd) { [unowned self] in acceptWaiting() }
     self.watch = watch
-    watch.arm(reactor.ring)
+    unsafe watch.arm(reactor.core)
   }
 
   private func acceptWaiting() {

@@ -22,7 +22,7 @@ class StreamConnection: Drainable, @unchecked Sendable {
   let stream: UnsafeMutablePointer<Stream>
   /// What the peer is called in reasons.
   private let peer: String
-  private let fd: CInt
+  let fd: CInt
   private var watch: Watch?
   /// A message of the connection's own, until it is sent.
   private var message: UnsafeMutablePointer<OutgoingItem>?
@@ -93,7 +93,7 @@ class StreamConnection: Drainable, @unchecked Sendable {
   final func watchReadable() {
     let watch = Watch(fd: fd) { [unowned self] in readable() }
     self.watch = watch
-    unsafe watch.arm(core.pointee.ring)
+    unsafe watch.arm(core)
   }
 
   /// Called when the socket has bytes, or ends.
