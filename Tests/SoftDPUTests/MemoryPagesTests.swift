@@ -1,6 +1,5 @@
-import Testing
-
 import SoftDPU
+import Testing
 
 /// What an unmap of a disk in memory gives back to the system.
 @Suite struct MemoryPagesTests {
