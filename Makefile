@@ -9,10 +9,11 @@ CLOUD := $(CURDIR)/.ycloud
 YCLOUD := .build/$(CONFIGURATION)/ycloud
 SWIFT_FOLDERS := Package.swift Sources Tests Benchmarks
 
-.PHONY: help dependencies protos kubernetes images peers build build-tests test check format bench docs demo up down clean
+.PHONY: help dependencies protos kubernetes images peers build build-tests test check check-kubernetes check-arm64 format bench \
+	docs demo up down clean
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dependencies: ## Install the Debian packages that are missing
 	@scripts/install-dependencies.sh
@@ -43,6 +44,13 @@ check: dependencies ## Check format, lint, warnings, scripts and the reference
 	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n "$$script"; done
 	@swift build -c $(CONFIGURATION) --build-tests
 	@! [ -d docs/reference ] || python3 scripts/reference.py --check
+
+check-kubernetes: build kubernetes ## Run a machine with its custom resources in a present-day API server's code (as root)
+	@images/build-tiny.sh
+	@scripts/check-kubernetes.sh
+
+check-arm64: dependencies ## Compile for arm64 on amd64, and run what tests user emulation can (as root)
+	@scripts/check-arm64.sh
 
 format: ## Rewrite the sources in the project's format
 	@swift format --in-place --parallel --recursive $(SWIFT_FOLDERS)

@@ -6,7 +6,7 @@
 set -euo pipefail
 
 packages=(
-  # Building: io_uring's and OpenSSL's headers, and Go for the Kubernetes control plane.
+  # Building: the headers of io_uring, OpenSSL and zlib, Go for the Kubernetes control plane, protoc for `make protos`.
   liburing-dev libssl-dev zlib1g-dev protobuf-compiler golang-go golang-github-modern-go-reflect2-dev dpkg-dev
   # The simulated servers.
   qemu-utils seabios ipxe-qemu
@@ -15,7 +15,7 @@ packages=(
   # Images and seed disks.
   mmdebstrap dosfstools mtools fdisk grub-common busybox-static cpio zstd
   # BMCs, other people's servers and clients in the tests, measurements, documentation.
-  ipmitool openipmi socat jq fio libnbd-bin nbdkit nvme-cli python3-venv python3-yaml
+  ipmitool openipmi socat curl jq fio libnbd-bin nbdkit nvme-cli python3-venv python3-yaml
 )
 case $(dpkg --print-architecture) in
   amd64) packages+=(qemu-system-x86 ovmf grub-pc-bin grub-efi-amd64-bin) ;;

@@ -150,6 +150,14 @@ int clinux_ring_create(unsigned entries, struct io_uring *ring) {
   return result;
 }
 
+int clinux_terminal_size(int fd, unsigned short *rows, unsigned short *columns) {
+  struct winsize size;
+  if (ioctl(fd, TIOCGWINSZ, &size) != 0) return -1;
+  *rows = size.ws_row;
+  *columns = size.ws_col;
+  return 0;
+}
+
 int clinux_open_direct(const char *path, int flags) { return open(path, flags | O_DIRECT | O_CLOEXEC); }
 
 int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {

@@ -135,6 +135,9 @@ int clinux_open_direct(const char *path, int flags);
 int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 // Names the calling thread; up to 15 bytes are kept.
 void clinux_name_thread(const char *name);
+// Rows and columns of the terminal behind a descriptor, 0 where they are not known; -1 where it has no terminal. (Which
+// module owns `struct winsize` depends on the C library's version, so that Swift that names it compiles not everywhere.)
+int clinux_terminal_size(int fd, unsigned short *rows, unsigned short *columns);
 // Takes a connection from a listening socket: non-blocking, close-on-exec; -1 with errno.
 int clinux_accept(int listener);
 

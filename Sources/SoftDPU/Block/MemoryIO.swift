@@ -22,19 +22,29 @@ func performMemory(
 
 /// Fills with zeros; whole pages are given back to the system, and come as zeros again.
 private func clear(_ start: UnsafeMutableRawPointer, _ length: Int) {
-  let page: UInt = 4096
   let begin = UInt(bitPattern: start)
-  let end = begin + UInt(length)
-  let (firstPage, lastPage) = ((begin + page - 1) & ~(page - 1), end & ~(page - 1))
-  guard firstPage < lastPage, let pages = unsafe UnsafeMutableRawPointer(bitPattern: firstPage),
-    unsafe madvise(pages, Int(lastPage - firstPage), MADV_DONTNEED) == 0,
-    let tail = unsafe UnsafeMutableRawPointer(bitPattern: lastPage)
+  guard let pages = wholePages(begin..<begin + UInt(length), size: pageSize),
+    let first = unsafe UnsafeMutableRawPointer(bitPattern: pages.lowerBound),
+    unsafe madvise(first, pages.count, MADV_DONTNEED) == 0,
+    let tail = unsafe UnsafeMutableRawPointer(bitPattern: pages.upperBound)
   else {
     unsafe memset(start, 0, length)
     return
   }
-  unsafe memset(start, 0, Int(firstPage - begin))
-  unsafe memset(tail, 0, Int(end - lastPage))
+  unsafe memset(start, 0, Int(pages.lowerBound - begin))
+  unsafe memset(tail, 0, length - Int(pages.upperBound - begin))
+}
+
+/// The system's pages: 4 KiB on x86-64, and 4, 16 or 64 KiB on arm64, as its kernel was built.
+private let pageSize = UInt(max(4096, sysconf(Int32(_SC_PAGESIZE))))
+
+/// The pages of `size` bytes, a power of two, that lie wholly within a range of addresses; nil where there is none.
+///
+/// Never a part of one: madvise(2) takes a length up to the next page's border, and would empty what lies behind.
+package func wholePages(_ range: Range<UInt>, size: UInt) -> Range<UInt>? {
+  let first = (range.lowerBound + size - 1) & ~(size - 1)
+  let last = range.upperBound & ~(size - 1)
+  return first < last ? first..<last : nil
 }
 
 /// Reads give zeros, and writes go nowhere.

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 
 /// Carries bytes between the user's terminal and a serial console, until the detach key.
@@ -129,9 +130,9 @@ struct ConsoleSession {
 
   /// A serial line has no window size: where the user wants it, the guest's shell is told by typing.
   private mutating func typeSize() {
-    var size = winsize()
-    guard ioctl(0, UInt(TIOCGWINSZ), &size) == 0, size.ws_row > 0, size.ws_col > 0 else { return }
-    toGuest += Array(" stty rows \(size.ws_row) columns \(size.ws_col)\r".utf8)
+    var (rows, columns): (CUnsignedShort, CUnsignedShort) = (0, 0)
+    guard clinux_terminal_size(0, &rows, &columns) == 0, rows > 0, columns > 0 else { return }
+    toGuest += Array(" stty rows \(rows) columns \(columns)\r".utf8)
     flushToGuest()
   }
 

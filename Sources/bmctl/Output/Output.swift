@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import Synchronization
 
@@ -23,9 +24,9 @@ enum Output {
 
   /// Columns of the terminal behind `descriptor`; 80 where there is none.
   static func columns(of descriptor: CInt = 1) -> Int {
-    var size = winsize()
-    guard ioctl(descriptor, UInt(TIOCGWINSZ), &size) == 0, size.ws_col > 0 else { return 80 }
-    return Int(size.ws_col)
+    var (rows, columns): (CUnsignedShort, CUnsignedShort) = (0, 0)
+    guard clinux_terminal_size(descriptor, &rows, &columns) == 0, columns > 0 else { return 80 }
+    return Int(columns)
   }
 }
 
