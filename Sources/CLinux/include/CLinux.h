@@ -145,6 +145,8 @@ int clinux_tcp_connect(const char *host, uint16_t port);
 // Has a TCP socket send what is written at once, and notice within a minute that its peer has vanished; does nothing for
 // other sockets.
 void clinux_tune_tcp(int fd);
+// Has the kernel drop what was not sent when the socket is closed, instead of sending it later.
+void clinux_discard_on_close(int fd);
 
 // CRC-32C (Castagnoli) of `length` bytes, continuing from `crc` (0 to begin), with the processor's instruction where it
 // has one.
