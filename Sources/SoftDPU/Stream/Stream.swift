@@ -60,13 +60,13 @@ struct Stream {
   ) {
     unsafe self.fd = fd
     unsafe self.capacity = capacity
-    unsafe buffer = UnsafeMutableRawPointer.allocate(byteCount: capacity, alignment: 4096)
+    unsafe buffer = PageMemory.allocate(capacity)
     unsafe self.connection = unsafe connection
     unsafe self.sent = unsafe sent
     unsafe self.broken = unsafe broken
   }
 
-  func deallocate() { unsafe buffer.deallocate() }
+  func deallocate() { unsafe PageMemory.deallocate(buffer, capacity) }
 
   /// How many received bytes wait.
   @inline(__always)
