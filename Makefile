@@ -9,8 +9,8 @@ CLOUD := $(CURDIR)/.ycloud
 YCLOUD := .build/$(CONFIGURATION)/ycloud
 SWIFT_FOLDERS := Package.swift Sources Tests Benchmarks
 
-.PHONY: help dependencies protos kubernetes images peers build build-tests test check check-kubernetes check-arm64 format bench \
-	docs demo up down clean
+.PHONY: help dependencies protos kubernetes images peers build build-tests test check check-kubernetes check-arm64 \
+	fuzz sanitize format bench docs demo up down clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,14 @@ test: build-tests kubernetes peers ## Run all tests, with real components (as ro
 	@images/build-tiny.sh
 	@# One after another: servers, guests and control planes in parallel would time each other out on two cores.
 	@swift test -c $(CONFIGURATION) --skip-build --no-parallel
+
+SECONDS := 60
+
+fuzz: dependencies ## Give the data plane any bytes under libFuzzer, SECONDS=60 for each target
+	@scripts/fuzz.sh $(SECONDS)
+
+sanitize: build ## Run the data plane's tests with the address and the thread sanitizer
+	@scripts/sanitize.sh
 
 check: dependencies ## Check format, lint, warnings, scripts and the reference
 	@swift format lint --strict --parallel --recursive $(SWIFT_FOLDERS)
@@ -75,4 +83,4 @@ down: ## Stop and remove the local cloud in .ycloud
 	elif [ -d $(CLOUD) ]; then echo "$(YCLOUD) is not there to stop $(CLOUD); run 'make build' first" >&2; exit 1; fi
 
 clean: down ## Remove the cloud and what was built; the caches outside the checkout stay
-	@rm -rf .build
+	@rm -rf .build .build-*

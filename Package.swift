@@ -165,7 +165,11 @@ let package = Package(
     tests("JSONRPC", ["JSON"]),
     tests("Telemetry"),
     tests("WebServer", ["Telemetry", hummingbird, logging]),
-    tests("SoftDPU", ["CLinux", "DPU", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
+    // Bytes of strangers for the data plane: in the tests with a seed, and under libFuzzer with `make fuzz`.
+    .target(
+      name: "FuzzHarness", dependencies: ["CLinux", "JSON", "JSONRPC", "SoftDPU", "VhostFrontend", logging],
+      path: "Tests/Fuzz/Harness", swiftSettings: common),
+    tests("SoftDPU", ["CLinux", "DPU", "FuzzHarness", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
     tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
     tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
     .testTarget(
@@ -191,3 +195,22 @@ let package = Package(
     tests("LocalCloud", ["BMC", "JSON", "Kubernetes", logging]),
   ]
 )
+
+// `make fuzz` and `make sanitize` build the data plane alone, with another compiler's checks: the whole would take long.
+if let purpose = Context.environment["YCLOUD_CHECKS"] {
+  let rooms: Set = [
+    "CLinux", "JSON", "JSONRPC", "Telemetry", "SoftDPU", "DPU", "VhostFrontend", "FuzzHarness", "TestSupport",
+    "SoftDPUTests", "JSONRPCTests",
+  ]
+  package.products = []
+  package.targets.removeAll { !rooms.contains($0.name) }
+  if purpose == "fuzz" {
+    // libFuzzer has the main function.
+    package.targets.append(
+      .executableTarget(
+        name: "ycloud-fuzz", dependencies: ["FuzzHarness"], path: "Tests/Fuzz/Main", swiftSettings: common))
+  } else if purpose == "thread" {
+    package.targets.append(.target(name: "MutexForThreadSanitizer", path: "Tests/Sanitizers/Mutex"))
+    for target in package.targets where target.isTest { target.dependencies.append("MutexForThreadSanitizer") }
+  }
+}

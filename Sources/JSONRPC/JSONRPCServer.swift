@@ -15,8 +15,12 @@ public final class JSONRPCServer: Sendable {
 
   private struct State {
     var source: SharedSource<any DispatchSourceRead>?
-    var connections: [ObjectIdentifier: JSONConnection] = [:]
+    var connections: [ObjectIdentifier: (connection: JSONConnection, client: Client)] = [:]
     var isClosed = false
+    /// How many clients there have been.
+    var accepted: UInt64 = 0
+    /// No descriptor was free for a client: nobody is taken for a moment.
+    var isHeldBack = false
   }
 
   /// How many clients may be connected, and how many requests one of them may have open.
@@ -55,10 +59,13 @@ public final class JSONRPCServer: Sendable {
       guard !state.isClosed else { return [] }
       state.isClosed = true
       unlink(path)
+      // A source that is suspended cannot be let go.
+      if state.isHeldBack { state.source?.source.resume() }
+      state.isHeldBack = false
       state.source?.source.cancel()
       state.source = nil
       defer { state.connections = [:] }
-      return Array(state.connections.values)
+      return state.connections.values.map(\.connection)
     }
     for connection in connections { connection.closeAfterFlush() }
   }
@@ -67,12 +74,12 @@ public final class JSONRPCServer: Sendable {
     while true {
       let fd = clinux_accept(listener)
       guard fd >= 0 else {
-        if errno == ECONNABORTED { continue }
-        if errno != EAGAIN { pause() }
-        return
+        let error = errno
+        if error == EAGAIN { return }
+        if error == ECONNABORTED || error == EINTR { continue }
+        return holdBack()
       }
-      let isRefused = state.withLock { $0.isClosed || $0.connections.count >= JSONRPCServer.maximumConnections }
-      if isRefused {
+      guard makeRoom() else {
         close(fd)
         continue
       }
@@ -80,15 +87,46 @@ public final class JSONRPCServer: Sendable {
     }
   }
 
-  /// Without descriptors or memory the connection stays where it is, and the source would call again at once.
-  private func pause() {
-    guard let source = state.withLock({ $0.source }) else { return }
-    source.source.suspend()
-    queue.asyncAfter(deadline: .now() + .seconds(1)) { source.source.resume() }
+  /// Takes nobody for a moment: the socket stays readable, and asking again at once would take a whole processor.
+  private func holdBack() {
+    state.withLock { state in
+      guard let source = state.source, !state.isHeldBack else { return }
+      state.isHeldBack = true
+      source.source.suspend()
+    }
+    queue.asyncAfter(deadline: .now() + .milliseconds(100)) { [weak self] in
+      self?.state.withLock { state in
+        guard state.isHeldBack else { return }
+        state.isHeldBack = false
+        state.source?.source.resume()
+      }
+    }
+  }
+
+  /// False where there are as many clients as may be. Who connected and never asked for anything makes room for the
+  /// next one, the oldest first: connections that only wait must not keep out the operator.
+  private func makeRoom() -> Bool {
+    let (hasRoom, oldest) = state.withLock { state -> (Bool, JSONConnection?) in
+      guard !state.isClosed else { return (false, nil) }
+      guard state.connections.count >= JSONRPCServer.maximumConnections else { return (true, nil) }
+      let silent = state.connections.filter { !$0.value.client.hasAsked }
+      guard let oldest = silent.min(by: { $0.value.client.number < $1.value.client.number }) else {
+        return (false, nil)
+      }
+      state.connections.removeValue(forKey: oldest.key)
+      return (true, oldest.value.connection)
+    }
+    oldest?.close(
+      JSONRPCError(code: .overloaded, operation: "accept", message: "too many clients, and this one asked for nothing"))
+    return hasRoom
   }
 
   private func serve(_ fd: CInt) {
-    let client = Client()
+    let client = Client(
+      number: state.withLock { state in
+        state.accepted &+= 1
+        return state.accepted
+      })
     let connection = JSONConnection(
       adopting: fd, maximumLength: maximumLength,
       onValue: { [weak self] value in
@@ -106,7 +144,7 @@ public final class JSONRPCServer: Sendable {
         _ = state.withLock { $0.connections.removeValue(forKey: ObjectIdentifier(connection)) }
       })
     client.set(connection)
-    state.withLock { $0.connections[ObjectIdentifier(connection)] = connection }
+    state.withLock { $0.connections[ObjectIdentifier(connection)] = (connection, client) }
     connection.start()
   }
 
@@ -116,8 +154,16 @@ public final class JSONRPCServer: Sendable {
       var connection: JSONConnection?
       var openRequests = 0
       var waiting = 0
+      var hasAsked = false
     }
     private let state = Mutex(State())
+    /// In the order in which clients connected.
+    let number: UInt64
+
+    init(number: UInt64) { self.number = number }
+
+    /// Whether it has sent a whole text.
+    var hasAsked: Bool { state.withLock { $0.hasAsked } }
     var connection: JSONConnection? { state.withLock { $0.connection } }
     func set(_ connection: JSONConnection?) { state.withLock { $0.connection = connection } }
 
@@ -127,6 +173,7 @@ public final class JSONRPCServer: Sendable {
     func arrived() {
       state.withLock { state in
         state.waiting += 1
+        state.hasAsked = true
         if state.waiting >= JSONRPCServer.maximumWaiting { state.connection?.pause() }
       }
     }

@@ -188,6 +188,30 @@ import Testing
     #expect(answers == 1 + sent / text.count)
   }
 
+  /// Connections that ask for nothing fill every place, and make room for who does; who has asked before stays.
+  @Test func whoSaysNothingMakesRoom() async throws {
+    let directory = try TemporaryDirectory()
+    let server = try Self.serve(directory.file("s"))
+    defer { server.stop() }
+    let early = try JSONStream.connect(path: server.path)
+    try early.send(Request(id: 1, method: "echo", params: [1]).json)
+    #expect(try await early.next()?["result"] == [1])
+    var silent: [CInt] = []
+    defer { silent.forEach { close($0) } }
+    for index in 0..<3 * JSONRPCServer.maximumConnections {
+      try await eventually {
+        guard let fd = try? UnixSocket.connect(path: server.path) else { return false }
+        silent.append(fd)
+        return true
+      }
+      // Some begin to say something.
+      if index % 2 == 0 { _ = "{\"jsonrpc\":".withCString { send(silent[index], $0, 11, CInt(MSG_NOSIGNAL)) } }
+    }
+    #expect(try await JSONRPCClient(path: server.path).call("echo", [2]) == [2])
+    try early.send(Request(id: 2, method: "echo", params: [3]).json)
+    #expect(try await early.next()?["result"] == [3])
+  }
+
   @Test func replacesTheSocketOfADeadServerOnly() throws {
     let directory = try TemporaryDirectory()
     let path = directory.file("s")

@@ -157,6 +157,27 @@ import Testing
     process.kill()
   }
 
+  /// Another disk behind the same names is not taken for the one that was there.
+  @Test func anotherDiskIsNotAnotherPath() async throws {
+    let targets = [try Target(.memory), try Target(.memory)]
+    var ports: [Int] = []
+    for target in targets {
+      _ = try await target.client.call("bdev_malloc_create", ["name": "m", "block_size": 512, "num_blocks": 8192])
+      ports.append(try await NVMeHost.show("m", target))
+    }
+    let client = try Target(.memory)
+    let parameters: JSONValue = ["subnqn": .string(NVMeHost.nqn)]
+    _ = try await client.client.call("bdev_nvme_attach_controller", Self.attachment(ports[0], parameters))
+    await expectCode(-5) {
+      try await client.client.call("bdev_nvme_attach_controller", Self.attachment(ports[1], parameters))
+    }
+    let uri = try await NBDTests.export(client, "rn1")
+    _ = try await NBDTests.io(uri, "write -P 1 0 1M", "read -P 1 0 1M")
+    let paths = try await client.client.call("bdev_nvme_get_controllers", ["name": "r"])[0]?["ctrlrs"]
+    #expect(paths?.arrayValue?.count == 1)
+    withExtendedLifetime(targets) {}
+  }
+
   @Test func waitsForATargetThatComesBack() async throws {
     let remote = try await Remote()
     var process = try await remote.start()

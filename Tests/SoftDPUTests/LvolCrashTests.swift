@@ -19,17 +19,6 @@ import Testing
     var doubtful: Set<String> = []
   }
 
-  private struct Generator: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-      state &+= 0x9E37_79B9_7F4A_7C15
-      var value = state
-      value = (value ^ value >> 30) &* 0xBF58_476D_1CE4_E5B9
-      value = (value ^ value >> 27) &* 0x94D0_49BB_1331_11EB
-      return value ^ value >> 31
-    }
-  }
-
   private static func environment(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
 
   @Test(.timeLimit(.minutes(60))) func survivesKillsAtAnyMoment() async throws {
@@ -40,17 +29,9 @@ import Testing
     var model = Model()
     var number = 0
     for round in 0..<rounds {
-      var random = Generator(state: first &+ round)
-      let process = try ChildProcess(
-        TestEnvironment.builtProduct("ycloud"),
-        [
-          "softdpu", "--rpc-socket", directory.file("rpc.sock"), "--vhost-dir", directory.file("bus"), "--state-dir",
-          directory.file("state"), "--log-level", "error",
-        ])
-      let client = JSONRPCClient(path: directory.file("rpc.sock"))
-      try await eventually(within: .seconds(20), "seed \(first &+ round): \(process.output)") {
-        _ = try await client.call("spdk_get_version"); return true
-      }
+      var random = SeededGenerator(seed: first &+ round)
+      let softDPU = try await SoftDPUProcess(directory, note: "seed \(first &+ round)")
+      let (process, client) = (softDPU.process, softDPU.client)
       if round == 0 {
         _ = try await client.call(
           "bdev_aio_create", ["name": "pool", "filename": .string(fileSystem.path), "block_size": 512])
@@ -62,7 +43,7 @@ import Testing
         try await Task.sleep(for: .milliseconds(Int.random(in: 5...250, using: &random)))
         process.kill()
       }
-      var operations = Generator(state: first &+ round &+ 1_000_003)
+      var operations = SeededGenerator(seed: first &+ round &+ 1_000_003)
       do {
         while true { try await step(&model, client, directory, &number, &operations) }
       } catch {
@@ -76,7 +57,7 @@ import Testing
   /// One change; what is in doubt is noted before, and settled when the answer is there.
   private func step(
     _ model: inout Model, _ client: JSONRPCClient, _ directory: TemporaryDirectory, _ number: inout Int,
-    _ random: inout Generator
+    _ random: inout SeededGenerator
   ) async throws {
     let volumes = model.contents.keys.filter { !model.snapshots.contains($0) && !model.doubtful.contains($0) }.sorted()
     let settled = model.contents.keys.filter { !model.doubtful.contains($0) }.sorted()

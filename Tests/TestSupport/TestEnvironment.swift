@@ -34,8 +34,10 @@ public enum TestEnvironment {
     #filePath.split(separator: "/").dropLast(3).reduce(into: "") { $0 += "/\($1)" }
   }()
 
-  /// The path of a program of this package, built beside the tests (`ycloud`, `bmctl`).
+  /// The path of a program of this package (`ycloud`, `bmctl`), built beside the tests, or in the folder that
+  /// `YCLOUD_PROGRAMS` names.
   public static func builtProduct(_ name: String) throws -> String {
+    if let folder = getenv("YCLOUD_PROGRAMS") { return "\(String(cString: folder))/\(name)" }
     var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
     let count = readlink("/proc/self/exe", &buffer, buffer.count)
     guard count > 0 else { throw TestEnvironmentError("cannot read /proc/self/exe") }

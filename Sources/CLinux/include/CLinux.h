@@ -148,6 +148,8 @@ int clinux_tcp_connect(const char *host, uint16_t port);
 // Has a TCP socket send what is written at once, and notice within a minute that its peer has vanished; does nothing for
 // other sockets.
 void clinux_tune_tcp(int fd);
+// Has the kernel drop what was not sent when the socket is closed, instead of sending it later.
+void clinux_discard_on_close(int fd);
 
 // Writes "ADDRESS:PORT" of a TCP socket's peer: its length, 0 for sockets of other kinds, -1 where there is no peer.
 int clinux_peer_name(int fd, char *name, size_t size);

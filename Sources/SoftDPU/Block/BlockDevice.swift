@@ -124,9 +124,9 @@ class BlockDevice: @unchecked Sendable {
     for user in users { user.onResize(size) }
   }
 
-  /// Refuses writes from now on.
+  /// Refuses writes that come after this call. Not on the reactor's thread.
   func makeReadOnly() {
-    reactor.post { [self] in
+    reactor.sync { [self] in
       unsafe target.pointee.isReadOnly = true
       unsafe target.pointee.canUnmap = false
       unsafe target.pointee.canWriteZeroes = false

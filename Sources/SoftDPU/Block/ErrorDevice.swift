@@ -48,10 +48,11 @@ final class ErrorDevice: LayerDevice, @unchecked Sendable {
     unsafe layer.deallocate()
   }
 
-  /// Has the next requests of these kinds fail. No injection clears those kinds, and answers what is pending.
+  /// Has the next requests of these kinds fail, whoever sends them after this call. No injection clears those kinds, and
+  /// answers what is pending. Not on the reactor's thread.
   func inject(_ kinds: [BlockIO.Kind], _ injection: Injection?) {
     let indices = kinds.map { Int($0.rawValue) }
-    reactor.post { [self] in
+    reactor.sync { [self] in
       for index in indices { unsafe layer.pointee.injections[index] = injection }
       guard injection == nil else { return }
       var next = unsafe layer.pointee.pending

@@ -34,6 +34,8 @@ final class InitiatorController: @unchecked Sendable {
     var blocks: UInt64
     var blockSize: UInt32
     var uuid: String
+    /// The target gave the UUID; otherwise it was made up here.
+    var isIdentified: Bool
     var isReadOnly: Bool
   }
 
@@ -58,6 +60,8 @@ final class InitiatorController: @unchecked Sendable {
   /// Since when there is no path, in nanoseconds of the monotonic clock; 0 while there is one.
   private var lostSince: UInt64 = 0
   private(set) var isEnded = false
+  /// What the namespaces were when they were seen first.
+  private var known: [UInt32: Namespace] = [:]
   private var onNamespaces: @Sendable ([Namespace]) -> Void = { _ in }
 
   init(
@@ -101,6 +105,19 @@ final class InitiatorController: @unchecked Sendable {
   }
 
   func tell(_ namespaces: [Namespace]) { onNamespaces(namespaces) }
+
+  /// A namespace that is another one than it was, here or over another path: its content is not what its users wrote.
+  func stranger(among namespaces: [Namespace]) -> UInt32? {
+    for namespace in namespaces {
+      guard let before = known[namespace.id] else {
+        known[namespace.id] = namespace
+        continue
+      }
+      let isSame = !before.isIdentified || !namespace.isIdentified || before.uuid == namespace.uuid
+      guard isSame, before.blockSize == namespace.blockSize else { return namespace.id }
+    }
+    return nil
+  }
 
   /// Takes a path away. Its requests go to another one, or wait.
   func disconnect(_ place: NVMfTarget.ListenAddress) {
@@ -162,11 +179,11 @@ final class InitiatorController: @unchecked Sendable {
     guard unsafe waitingFirst != nil else { return }
     let now = clinux_monotonic_nanoseconds()
     while let io = unsafe waitingFirst {
-      let next = unsafe io.pointee.next
+      // Taken out first: where there is no memory for the command, the request ends at once, which leads here again.
+      unsafe waitingFirst = unsafe io.pointee.next
+      if unsafe waitingFirst == nil { unsafe waitingLast = nil }
       unsafe io.pointee.admitted = now
-      guard unsafe dispatchToPath(io) else { return }
-      unsafe waitingFirst = unsafe next
-      if unsafe next == nil { unsafe waitingLast = nil }
+      guard unsafe dispatchToPath(io) else { return unsafe takeBack([io]) }
     }
   }
 

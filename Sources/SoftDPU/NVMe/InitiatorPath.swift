@@ -244,6 +244,9 @@ final class InitiatorPath {
     let fd = unsafe clinux_tcp_connect(place.address, place.port)
     guard fd >= 0 else { return nil }
     clinux_tune_tcp(fd)
+    // A write that the kernel still holds when the path is given up will be sent by another one, and answered: it must
+    // not arrive once more, over what was written since, when the network is back.
+    clinux_discard_on_close(fd)
     let queue = HostQueue(
       fd: fd, reactor: controller.reactor, depth: depth, hasHeaderDigest: controller.options.hasHeaderDigest,
       hasDataDigest: controller.options.hasDataDigest)
@@ -389,9 +392,11 @@ final class InitiatorPath {
       if names[offset] == 3, length == 16 { uuid = Array(names[offset + 4..<offset + 20]) }
       offset += 4 + length
     }
-    let text = uuid.contains { $0 != 0 } ? UniqueID.format(uuid) : UniqueID.random()
+    let isIdentified = uuid.contains { $0 != 0 }
     return InitiatorController.Namespace(
-      id: id, blocks: blocks, blockSize: 1 << UInt32(shift), uuid: text, isReadOnly: page[99] & 1 != 0)
+      id: id, blocks: blocks, blockSize: 1 << UInt32(shift),
+      uuid: isIdentified ? UniqueID.format(uuid) : UniqueID.random(), isIdentified: isIdentified,
+      isReadOnly: page[99] & 1 != 0)
   }
 
   private func connectQueues(_ count: Int) {
@@ -418,7 +423,15 @@ final class InitiatorPath {
     }
   }
 
+  /// Ends the path where a namespace is another one than it was; false then.
+  private func recognizesNamespaces() -> Bool {
+    guard let stranger = controller.stranger(among: namespaces) else { return true }
+    lose("namespace \(stranger) is another one than before")
+    return false
+  }
+
   private func ready() {
+    guard recognizesNamespaces() else { return }
     state = .enabled
     unsafe core.pointee.timers.remove(context: context)
     controller.logger.info("connected", metadata: ["address": "\(place.address):\(place.port)"])
@@ -474,6 +487,7 @@ final class InitiatorPath {
       log.set(UInt32(NVMe.LogPage.changedNamespaces) | 1023 << 16, at: 40)
       ask("read what changed", log.bytes, input: 4096) { [self] _, _, _ in
         listNamespaces { [self] in
+          guard recognizesNamespaces() else { return }
           controller.tell(namespaces)
           requestEvent()
         }

@@ -98,6 +98,11 @@ struct NVMfState {
 
   static let depth = 136
   static let headerLength = 192
+  /// What the arrays take together, in bytes.
+  private static var length: Int {
+    let slot = unsafe MemoryLayout<NVMfSlot>.stride + MemoryLayout<OutgoingItem>.stride
+    return unsafe depth * (headerLength + slot + MemoryLayout<iovec>.stride)
+  }
   /// Data with admin commands may be longer than with others.
   static let adminCapsuleLength = 8192
 
@@ -119,10 +124,14 @@ struct NVMfState {
     unsafe maximumTransfer = transport.maximumTransfer
     unsafe inCapsuleLength = transport.inCapsuleLength
     unsafe sendsSuccess = transport.sendsSuccess
-    unsafe slots = .allocate(capacity: NVMfState.depth)
-    unsafe items = .allocate(capacity: NVMfState.depth)
-    unsafe vectors = .allocate(capacity: NVMfState.depth)
-    unsafe headers = .allocate(byteCount: NVMfState.depth * NVMfState.headerLength, alignment: 64)
+    // In the order of their alignment: headers begin on multiples of 64.
+    unsafe headers = PageMemory.allocate(NVMfState.length)
+    let slotMemory = unsafe headers + NVMfState.depth * NVMfState.headerLength
+    unsafe slots = slotMemory.bindMemory(to: NVMfSlot.self, capacity: NVMfState.depth)
+    let itemMemory = unsafe slotMemory + NVMfState.depth * MemoryLayout<NVMfSlot>.stride
+    unsafe items = itemMemory.bindMemory(to: OutgoingItem.self, capacity: NVMfState.depth)
+    let vectorMemory = unsafe itemMemory + NVMfState.depth * MemoryLayout<OutgoingItem>.stride
+    unsafe vectors = vectorMemory.bindMemory(to: iovec.self, capacity: NVMfState.depth)
   }
 
   /// Makes the slots, which hold the state's own address.
@@ -149,9 +158,6 @@ struct NVMfState {
 
   func deallocate() {
     unsafe asker.deallocate()
-    unsafe slots.deallocate()
-    unsafe items.deallocate()
-    unsafe vectors.deallocate()
-    unsafe headers.deallocate()
+    unsafe PageMemory.deallocate(headers, NVMfState.length)
   }
 }

@@ -74,14 +74,17 @@ struct Stream {
     unsafe self.broken = unsafe broken
   }
 
-  func deallocate() { unsafe buffer.deallocate() }
+  func deallocate() {
+    // Without room there are a few bytes from the heap, so that there is an address.
+    if unsafe capacity > 0 { unsafe PageMemory.deallocate(buffer, capacity) } else { unsafe buffer.deallocate() }
+  }
 
   /// Makes room for so many received bytes, beside those that wait.
   mutating func reserve(_ length: Int) {
     guard unsafe length > capacity else { return }
-    let larger = UnsafeMutableRawPointer.allocate(byteCount: length, alignment: 4096)
+    let larger = unsafe PageMemory.allocate(length)
     unsafe larger.copyMemory(from: bytes, byteCount: available)
-    unsafe buffer.deallocate()
+    unsafe deallocate()
     unsafe buffer = unsafe larger
     unsafe end -= start
     unsafe start = 0

@@ -1,0 +1,19 @@
+import FuzzHarness
+import Glibc
+
+// What libFuzzer calls, on one thread: `YCLOUD_FUZZ_TARGET` names the target.
+
+nonisolated(unsafe) private var target: (any FuzzTarget)?
+
+@_cdecl("LLVMFuzzerTestOneInput")
+public func testOneInput(_ bytes: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
+  do {
+    if target == nil { target = try FuzzTargets.make(getenv("YCLOUD_FUZZ_TARGET").map { String(cString: $0) } ?? "") }
+    try target?.run(Array(UnsafeBufferPointer(start: bytes, count: count)))
+  } catch {
+    // libFuzzer keeps the input of a process that aborts.
+    _ = "FAILURE: \(error)\n".withCString { write(2, $0, strlen($0)) }
+    abort()
+  }
+  return 0
+}
