@@ -11,7 +11,7 @@ import Testing
 @Suite(.serialized) struct FuzzTests {
   /// So many changed inputs take a few seconds on two cores.
   private static let runs = [
-    "json": 40_000, "rpc": 600, "state": 100, "lvol": 400, "nbd": 2_000, "nvmf": 1_200, "initiator": 400,
+    "json": 40_000, "rpc": 600, "state": 100, "lvol": 400, "nbd": 2_000, "nvmf": 1_200, "initiator": 100,
     "vhost": 1_500,
   ]
 

@@ -120,8 +120,10 @@ import Testing
         let listed = try await client.call("bdev_lvol_get_lvols", ["lvs_name": "lvs"]).arrayValue ?? []
         guard listed.count > 12 else { return }
         let copies = listed.compactMap { $0["name"]?.stringValue }.filter { !$0.hasPrefix("v") }.sorted()
-        guard let doomed = copies.randomElement(using: &random) else { return }
-        _ = try await client.call("bdev_lvol_delete", ["name": .string("lvs/\(doomed)")])
+        // As many as the other two make, and more where there are many.
+        for doomed in copies.shuffled(using: &random).prefix(max(2, copies.count / 4)) {
+          _ = try await client.call("bdev_lvol_delete", ["name": .string("lvs/\(doomed)")])
+        }
       }
     } catch let error as JSONRPCError where error.serverCode != nil {
       // Taken, gone, or rested on: another time.

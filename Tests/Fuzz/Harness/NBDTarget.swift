@@ -46,7 +46,8 @@ final class NBDTarget: FuzzTarget {
       try fixture.control.require(
         "bdev_error_inject_error",
         [
-          "name": "EE_bad-base", "io_type": "all", "error_type": kind & 2 != 0 ? "failure" : "corrupt_data", "num": 4,
+          "name": "EE_bad-base", "io_type": kind & 2 != 0 ? "all" : "read",
+          "error_type": kind & 2 != 0 ? "failure" : "corrupt_data", "num": 4,
         ])
     }
     let wire = try Wire.unix("\(fixture.directory)/nbd.sock")

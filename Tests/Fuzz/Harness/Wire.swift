@@ -115,7 +115,9 @@ final class Wire {
 
   private func step(wantsToSend: Bool, milliseconds: CInt) throws {
     var entry = pollfd(fd: fd, events: Int16(POLLIN | (wantsToSend ? POLLOUT : 0)), revents: 0)
-    guard poll(&entry, 1, milliseconds) > 0 else {
+    var count = poll(&entry, 1, milliseconds)
+    while count < 0, errno == EINTR { count = poll(&entry, 1, milliseconds) }
+    guard count > 0 else {
       throw FuzzFailure("the peer neither answers nor closes within \(milliseconds) ms")
     }
     receive()
