@@ -102,8 +102,9 @@ import Testing
     configuration.isReadOnly = false
     #expect(configuration.features & (1 << 13 | 1 << 14) == 1 << 13 | 1 << 14)
     configuration.canUnmap = false
-    #expect(configuration.features & (1 << 13 | 1 << 14) == 1 << 14)
+    let (readOnly, discard, writeZeroes): (UInt64, UInt64, UInt64) = (1 << 5, 1 << 13, 1 << 14)
+    #expect(configuration.features & (discard | writeZeroes) == writeZeroes)
     configuration.canWriteZeroes = false
-    #expect(configuration.features & (1 << 5 | 1 << 13 | 1 << 14) == 0)
+    #expect(configuration.features & (readOnly | discard | writeZeroes) == 0)
   }
 }
