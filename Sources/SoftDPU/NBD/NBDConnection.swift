@@ -163,7 +163,8 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
     unsafe state.initialize(
       to: NBDState(
         stream: stream, target: export.device.target, connection: Unmanaged.passUnretained(self).toOpaque(),
-        asker: "NBD \(export.name)\(IOLabel.peer(of: fd))", hasStructuredReplies: hasStructuredReplies, hasAllocationContext: hasAllocationContext))
+        asker: "NBD \(export.name)\(IOLabel.peer(of: fd))", hasStructuredReplies: hasStructuredReplies,
+        hasAllocationContext: hasAllocationContext))
     unsafe NBDState.prepare(state)
     unsafe self.state = unsafe state
     // What came with the last message of the negotiation.
