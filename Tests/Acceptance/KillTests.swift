@@ -6,7 +6,8 @@ import Testing
 @Suite("Killing processes", .serialized, .cloud("yca1", hosts: 1, subnet: "192.168.92.1/24"))
 struct KillTests {
   static let processes = [
-    "csi-controller", "bm-controller", "bm-handler-host-01", "opi-bridge-host-01", "softdpu-host-01", "softhost-host-01",
+    "csi-controller", "bm-controller", "bm-handler-host-01", "opi-bridge-host-01", "softdpu-host-01",
+    "softhost-host-01",
     "kube-apiserver", "etcd",
   ]
 
