@@ -421,6 +421,24 @@ struct PlannerTests {
     #expect(plan(view).removeFinalizer)
   }
 
+  @Test("Boot data of a machine that lost its host object stays until the machine claims it again, or is no more")
+  func tornBootDataStays() {
+    var view = HostView(host: host(), now: now)
+    view.attachments = [attachment()]
+    var secret = BootData(
+      machine: ObjectKey(namespace: "n", name: "other"), machineUID: "u", boot: "u/1", userData: "", metaData: "",
+      networkConfig: "", interfaces: []
+    ).secret(host: "h")
+    secret.metadata.uid = "s"
+    view.bootData = secret
+    #expect(!plan(view).steps.contains(.deleteBootData(host: "h", uid: "s")))
+    view.orphans = ["a"]
+    #expect(plan(view).steps.contains(.deleteBootData(host: "h", uid: "s")))
+    view.orphans = []
+    view.attachments = []
+    #expect(plan(view).steps.contains(.deleteBootData(host: "h", uid: "s")))
+  }
+
   @Test("A host whose machine was removed by force says what giving it back waits for")
   func forcedDeletionIsTold() {
     var view = HostView(host: host(claimedBy: "u"), now: now)

@@ -348,6 +348,13 @@ struct HandlerTests {
     view.host?.status?.dpu?.boot = "u/3"
     view.host?.status?.claim = nil
     #expect(HandlerPlan.steps(view) == removal, "nobody holds the host")
+    // A host that was torn away and registered again has no claim yet, and its server may be on.
+    view.host?.status?.dpu = nil
+    view.bootData = BootData(
+      machine: key, machineUID: "u", boot: "u/3", userData: "", metaData: "", networkConfig: "", interfaces: [])
+    #expect(HandlerPlan.steps(view) == [])
+    view.bootData = BootData.withdrawn(machine: key, machineUID: "u")
+    #expect(HandlerPlan.steps(view) == removal)
   }
 
   @Test("Boot data of a machine that does not hold the host is ignored")

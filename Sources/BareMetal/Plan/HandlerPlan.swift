@@ -112,9 +112,14 @@ package enum HandlerPlan {
 
   /// What is wanted of the seed disk and the interfaces. Boot data counts only for the machine that holds the host; while
   /// that has a boot in effect, boot data that is absent or cannot be read is no wish to end it.
+  ///
+  /// A host that nobody holds and that has boot data which was not withdrawn was torn away from a machine and registered
+  /// again: its server may be on, and the machine is about to claim it.
   package static func bootWish(_ bootData: BootData?, host: BareMetalHost?) -> BootWish {
     guard let host else { return .keep }
-    guard let claim = host.status?.claim else { return .remove }
+    guard let claim = host.status?.claim else {
+      return bootData.map { $0.isWithdrawn ? .remove : .keep } ?? .remove
+    }
     if let bootData, bootData.machineUID == claim.uid { return bootData.isWithdrawn ? .remove : .show(bootData) }
     return host.status?.dpu?.boot?.hasPrefix("\(claim.uid)/") == true ? .keep : .remove
   }

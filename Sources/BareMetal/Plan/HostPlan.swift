@@ -143,6 +143,15 @@ private func deletionWait(_ view: HostView, cleanup: String?) -> String {
   return "removes what is left"
 }
 
+/// Whether boot data is of a machine that is still there and has disks here: the host was torn away from it and registered
+/// again, and it is about to claim it.
+private func isAwaited(_ bootData: Secret, _ view: HostView) -> Bool {
+  guard let data = try? BootData(bootData), !data.isWithdrawn else { return false }
+  return view.attachments.contains { attachment in
+    attachment.machineUID == data.machineUID && !view.orphans.contains(attachment.metadata.uid ?? "")
+  }
+}
+
 /// What machines left behind that are no more: their claim is the record of it. Returns what its removal waits for.
 private func planCleanup(_ view: HostView, name: String, into result: inout HostPlan) -> String? {
   let claim = view.host.status?.claim
@@ -163,7 +172,7 @@ private func planCleanup(_ view: HostView, name: String, into result: inout Host
     guard let attachmentName = attachment.metadata.name, let uid = attachment.metadata.uid else { continue }
     result.steps.append(.deleteAttachment(attachmentName, uid: uid))
   }
-  if claim == nil, let secret = view.bootData, let uid = secret.metadata.uid {
+  if claim == nil, let secret = view.bootData, let uid = secret.metadata.uid, !isAwaited(secret, view) {
     result.steps.append(.deleteBootData(host: name, uid: uid))
   }
   return wait
