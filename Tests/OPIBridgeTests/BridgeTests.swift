@@ -251,6 +251,7 @@ import Testing
   // MARK: NVMe
 
   @Test func aSubsystemIsBuiltAndTakenApart() async throws {
+    let port = try TestEnvironment.freePort()
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
     _ = try await malloc(bridge, "m0")
@@ -274,7 +275,7 @@ import Testing
     let controller: OPINvmeController = try await bridge.create("ctl", in: subsystem.name) {
       $0.spec.trtype = .tcp
       $0.spec.fabricsID.traddr = "127.0.0.1"
-      $0.spec.fabricsID.trsvcid = "44931"
+      $0.spec.fabricsID.trsvcid = "\(port)"
     }
     #expect(controller.status.active)
     #expect(try await bridge.get(OPINvmeNamespace.self, space.name).status.operState == .online)
@@ -332,6 +333,7 @@ import Testing
   }
 
   @Test func aRemoteVolumeIsReachedThroughItsPath() async throws {
+    let port = try TestEnvironment.freePort()
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
     _ = try await malloc(bridge, "m0")
@@ -344,7 +346,7 @@ import Testing
     let _: OPINvmeController = try await bridge.create("ctl", in: subsystem.name) {
       $0.spec.trtype = .tcp
       $0.spec.fabricsID.traddr = "127.0.0.1"
-      $0.spec.fabricsID.trsvcid = "44932"
+      $0.spec.fabricsID.trsvcid = "\(port)"
     }
     let remote: OPINvmeRemoteController = try await bridge.create("far") { $0.multipath = .disable }
     func path(_ id: String, port: Int64) async throws -> OPINvmePath {
@@ -357,9 +359,9 @@ import Testing
       }
     }
     // A path to nowhere is refused, and leaves nothing.
-    #expect(await code { _ = try await path("wrong", port: 44999) } == .unavailable)
-    let made = try await path("p", port: 44932)
-    #expect(await code { _ = try await path("second", port: 44932) } == .failedPrecondition)
+    #expect(await code { _ = try await path("wrong", port: Int64(TestEnvironment.freePort())) } == .unavailable)
+    let made = try await path("p", port: Int64(port))
+    #expect(await code { _ = try await path("second", port: Int64(port)) } == .failedPrecondition)
     let spaces = try await bridge.remoteNamespaces(remote.name, size: 0, token: "").namespaces
     #expect(spaces.map(\.name) == ["\(remote.name)/nvmeRemoteNamespaces/farn1"])
     #expect(spaces.first?.nsid == 1)

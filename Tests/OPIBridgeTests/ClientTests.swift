@@ -133,7 +133,10 @@ import Testing
     let process = try await Process()
     let run = try ChildProcess(
       try await python(),
-      ["\(Self.scripts)/opi.py", "unix:\(process.fixture.directory.file("opi"))", process.fixture.file("disk")])
+      [
+        "\(Self.scripts)/opi.py", "unix:\(process.fixture.directory.file("opi"))", process.fixture.file("disk"),
+        "\(try TestEnvironment.freePort())",
+      ])
     let exit = try await run.waitForExit(within: .seconds(120))
     #expect(exit == .code(0), "\(run.output)\n\(process.child.output.suffix(3000))")
     #expect(run.output.contains("all of it works"))
@@ -166,7 +169,7 @@ import Testing
       done
       """
     try await ChildProcess.run("sh", ["-c", make])
-    let port = Int.random(in: 20_000...30_000)
+    let port = try TestEnvironment.freePort()
     let process = try await Process([
       "--grpc", "127.0.0.1:\(port)", "--tls-certificate", certificates.file("right-server.crt"), "--tls-key",
       certificates.file("right-server.key"), "--tls-client-ca", certificates.file("right.crt"),

@@ -12,6 +12,7 @@ import Testing
 
 @Suite struct RepairTests {
   private func fill(_ bridge: Bridge, _ fixture: Fixture) async throws {
+    let port = try TestEnvironment.freePort()
     _ = try await bridge.createVolume(.with { $0.file = fixture.file("disk") }, id: "v", parent: "")
     let _: OPIMallocVolume = try await bridge.create("m0") {
       $0.blockSize = 512
@@ -34,7 +35,7 @@ import Testing
     let _: OPINvmeController = try await bridge.create("ctl", in: subsystem.name) {
       $0.spec.trtype = .tcp
       $0.spec.fabricsID.traddr = "127.0.0.1"
-      $0.spec.fabricsID.trsvcid = "44941"
+      $0.spec.fabricsID.trsvcid = "\(port)"
     }
     let _: OPIVirtioBlk = try await bridge.create("disk") {
       $0.volumeNameRef = "volumes/v"

@@ -112,7 +112,7 @@ import Testing
     try await eventually {
       _ = try await client.call("spdk_get_version"); return true
     }
-    let port = Int.random(in: 30000...39999)
+    let port = try TestEnvironment.freePort()
     _ = try await client.call(
       "bdev_aio_create",
       ["name": "disk", "filename": .string(file), "block_size": 512, "fallocate": true])
@@ -180,7 +180,7 @@ import Testing
   /// The other way round: our initiator, and Linux's target (nvmet) in the guest.
   @Test(.timeLimit(.minutes(4)), arguments: [[:], ["hdgst": true, "ddgst": true]] as [JSONValue])
   func ourInitiatorUsesLinuxsDisks(_ options: JSONValue) async throws {
-    let port = Int.random(in: 20000...29999)
+    let port = try TestEnvironment.freePort()
     let peer = try await Peer(Self.target, forwarding: port)
     try await peer.line("serving")
     let target = try Target(.memory)

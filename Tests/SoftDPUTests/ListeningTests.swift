@@ -9,7 +9,7 @@ import SoftDPU
 /// Many connections, more than many, and those that never finish what they began.
 @Suite(.serialized) struct ListeningTests {
   private static func export(_ client: JSONRPCClient) async throws -> Int {
-    let port = Int.random(in: 20000...29999)
+    let port = try TestEnvironment.freePort()
     _ = try await client.call("bdev_malloc_create", ["name": "m", "block_size": 512, "num_blocks": 4096])
     _ = try await client.call(
       "nbd_start_disk", ["bdev_name": "m", "nbd_device": .string("nbd://127.0.0.1:\(port)/m")])
@@ -95,7 +95,7 @@ import SoftDPU
 
   @Test func endsHostsThatConnectNoQueue() async throws {
     let target = try Target(.memory, connections: 2, handshakeTime: .milliseconds(300))
-    let port = Int.random(in: 20000...29999)
+    let port = try TestEnvironment.freePort()
     let nqn: JSONValue = "nqn.2026-11.io.yusur.test:silent"
     _ = try await target.client.call("nvmf_create_transport", ["trtype": "TCP"])
     _ = try await target.client.call("nvmf_create_subsystem", ["nqn": nqn])
@@ -119,7 +119,7 @@ import SoftDPU
   @Test func listsThousandsOfExportsToASlowClient() async throws {
     let target = try Target(.memory, keepsState: false)
     _ = try await target.client.call("bdev_malloc_create", ["name": "m", "block_size": 512, "num_blocks": 4096])
-    let port = Int.random(in: 20000...29999)
+    let port = try TestEnvironment.freePort()
     let count = 3000
     let name = { (number: Int) in "export-\(number)-\(String(repeating: "x", count: 2000))" }
     for number in 0..<count {

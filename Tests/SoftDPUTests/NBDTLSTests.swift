@@ -12,11 +12,12 @@ import SoftDPU
   struct Place {
     let target: Target
     let certificates: TestCertificates
-    let port = Int.random(in: 20000...29999)
+    let port: Int
     /// A client that trusts the server and has no certificate.
     let stranger: String
 
     init(_ place: Target.Place = .memory, megabytes: Int = 64, handshakeTime: Duration = .seconds(30)) async throws {
+      port = try TestEnvironment.freePort()
       target = try Target(place, megabytes: megabytes, handshakeTime: handshakeTime)
       certificates = try TestCertificates()
       try await certificates.makeAuthority("ca")

@@ -13,7 +13,7 @@ final class NVMeHost {
 
   /// Shows a device in a subsystem of its own; the port.
   static func show(_ device: String, _ target: Target) async throws -> Int {
-    let port = Int.random(in: 40000...49999)
+    let port = try TestEnvironment.freePort()
     let client = target.client
     _ = try await client.call("nvmf_create_transport", ["trtype": "TCP"])
     _ = try await client.call("nvmf_create_subsystem", ["nqn": .string(nqn), "allow_any_host": true])

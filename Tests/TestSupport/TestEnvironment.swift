@@ -53,20 +53,25 @@ public enum TestEnvironment {
 
   /// A TCP port on 127.0.0.1 that was free a moment ago.
   public static func freePort() throws -> Int {
+    for _ in 0..<100 {
+      let port = Int.random(in: 20_000...29_999)
+      if try isFree(port) { return port }
+    }
+    throw TestEnvironmentError("no port between 20000 and 29999 is free on 127.0.0.1")
+  }
+
+  private static func isFree(_ port: Int) throws -> Bool {
     let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
     guard descriptor >= 0 else { throw TestEnvironmentError("cannot open a socket") }
     defer { close(descriptor) }
     var address = sockaddr_in()
     address.sin_family = sa_family_t(AF_INET)
-    address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
-    var length = socklen_t(MemoryLayout<sockaddr_in>.size)
-    let failed = withUnsafeMutablePointer(to: &address) { pointer in
+    address.sin_port = UInt16(port).bigEndian
+    return withUnsafePointer(to: &address) { pointer in
       pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        bind(descriptor, $0, length) != 0 || getsockname(descriptor, $0, &length) != 0
+        bind(descriptor, $0, socklen_t(MemoryLayout<sockaddr_in>.size)) == 0
       }
     }
-    guard !failed else { throw TestEnvironmentError("cannot bind a port on 127.0.0.1") }
-    return Int(UInt16(bigEndian: address.sin_port))
   }
 }
 

@@ -26,7 +26,7 @@ from pydpu.proto.v1 import (
     opicommon_pb2 as common,
 )
 
-address, file = sys.argv[1:]
+address, file, port = sys.argv[1:]
 channel = grpc.insecure_channel(address)
 
 
@@ -128,7 +128,7 @@ frontend = nvme_grpc.FrontendNvmeServiceStub(channel)
 listener = frontend.CreateNvmeController(nvme.CreateNvmeControllerRequest(
     parent=subsystem.name, nvme_controller_id="tcp", nvme_controller=nvme.NvmeController(spec=nvme.NvmeControllerSpec(
         trtype=common.NVME_TRANSPORT_TYPE_TCP, fabrics_id=common.FabricsEndpoint(
-            traddr="127.0.0.1", trsvcid="44951", adrfam=common.NVME_ADDRESS_FAMILY_IPV4)))))
+            traddr="127.0.0.1", trsvcid=port, adrfam=common.NVME_ADDRESS_FAMILY_IPV4)))))
 assert listener.status.active, listener
 refused(lambda: frontend.DeleteNvmeSubsystem(nvme.DeleteNvmeSubsystemRequest(name=subsystem.name)),
         grpc.StatusCode.FAILED_PRECONDITION)
@@ -141,7 +141,7 @@ paths = remote_grpc.NvmeRemoteControllerServiceStub(channel)
 path = paths.CreateNvmePath(remote.CreateNvmePathRequest(
     parent=controller.name, nvme_path_id="p1", nvme_path=remote.NvmePath(
         trtype=common.NVME_TRANSPORT_TYPE_TCP, traddr="127.0.0.1", fabrics=remote.FabricsPath(
-            trsvcid=44951, subnqn=subsystem.nqn, adrfam=common.NVME_ADDRESS_FAMILY_IPV4))))
+            trsvcid=int(port), subnqn=subsystem.nqn, adrfam=common.NVME_ADDRESS_FAMILY_IPV4))))
 found = paths.ListNvmeRemoteNamespaces(remote.ListNvmeRemoteNamespacesRequest(parent=controller.name))
 assert len(found.nvme_remote_namespaces) == 1, found
 name = found.nvme_remote_namespaces[0].name
