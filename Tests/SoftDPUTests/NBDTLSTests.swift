@@ -375,7 +375,9 @@ import SoftDPU
   @Test func isKeptOverARestart() async throws {
     let place = try await Place()
     try await place.export()
-    let state = contentsOfFile(place.target.directory.file("state/softdpu.json")) ?? ""
+    let state = ["state/softdpu.json", "state/softdpu.journal"].map {
+      contentsOfFile(place.target.directory.file($0)) ?? ""
+    }.joined()
     #expect(state.contains("server-key.pem") && !state.contains("PRIVATE KEY"))
     place.target.dataPlane.stop()
     let again = try Target.start(place.target.directory)
