@@ -48,7 +48,7 @@ download() {
   mirror=$(apt-get indextargets --format '$(SITE) $(COMPONENT)' 'Created-By: Packages' \
     | awk '$2 == "main" && $1 !~ /security/ { print $1; exit }')
   # A mirror may stand still: the date of its lists says nothing about what is built from it.
-  echo "deb [signed-by=$keyring check-valid-until=no] ${mirror:-http://deb.debian.org/debian} $suite main" \
+  echo "deb [signed-by=$keyring check-valid-until=no] ${mirror:?no Debian mirror is configured; add one to /etc/apt/sources.list} $suite main" \
     >"$work/apt/sources.list"
   private_apt update
   private_apt -y --download-only install golang-k8s-apiextensions-apiserver-dev golang-go >"$work/apt.log" 2>&1 || {

@@ -66,7 +66,7 @@ make_root() {
     --aptopt='Acquire::Languages "none"' --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --customize-hook='rm -rf "$1"/var/cache/apt/archives/*.deb' "$suite" "$cache/.$name" \
-    "deb [signed-by=$keyring check-valid-until=no] ${mirror:-http://deb.debian.org/debian} $suite main" \
+    "deb [signed-by=$keyring check-valid-until=no] ${mirror:?no Debian mirror is configured; add one to /etc/apt/sources.list} $suite main" \
     >"$cache/$name.log" 2>&1 || {
     tail -n 20 "$cache/$name.log" >&2
     fail "mmdebstrap failed"
