@@ -75,9 +75,11 @@ extension Bridge {
       let view = TargetView(self.target)
       try await Self.requireStore(store, view)
       if let present = try await Self.read(store, id, view) {
-        guard !present.snapshot, present.source.isEmpty, present.capacityBytes == volume.capacityBytes else {
-          throw RPCError.exists(
-            present.name, "with \(present.capacityBytes) bytes\(present.snapshot ? ", as a snapshot" : "")")
+        // It may have grown since, and snapshots may have been taken of it; a clone is no empty volume.
+        let origin = try await self.origin(of: present, store, view)
+        guard !present.snapshot, origin.isEmpty, present.capacityBytes >= volume.capacityBytes else {
+          let what = present.snapshot ? ", as a snapshot" : origin.isEmpty ? "" : ", as a clone of \(origin)"
+          throw RPCError.exists(present.name, "with \(present.capacityBytes) bytes\(what); use another volume_id")
         }
         return present
       }
@@ -108,6 +110,7 @@ extension Bridge {
       } catch let error as TargetError where error.serverCode == -32603 {
         throw RPCError.precondition(name, "it has clones, or is in use; delete those first")
       }
+      try await self.store.removeOrigin(of: name)
     }
   }
 
@@ -156,17 +159,48 @@ extension Bridge {
       let view = TargetView(self.target)
       guard let volume = try await Self.read(store, id, view) else { throw RPCError.notFound(name) }
       if let present = try await Self.read(store, snapshot, view) {
-        // Asked again: a snapshot of this volume is what it was cloned from last.
-        guard present.snapshot, volume.source == present.name else {
-          throw RPCError.exists(present.name, "and is not the last snapshot of \(name); use another snapshot_id")
+        guard try await self.isTaken(present, of: volume) else {
+          throw RPCError.exists(present.name, "and was not taken of \(name) as it is now; use another snapshot_id")
         }
         return present
       }
-      try await self.target.call(
-        "bdev_lvol_snapshot", ["lvol_name": .string("\(store)/\(id)"), "snapshot_name": .string(snapshot)],
-        for: "take a snapshot of \(name)")
-      return try await Self.require(store, snapshot, self.target)
+      // Written down first, so that asking again after a lost answer is told from somebody else's snapshot.
+      let snapshotName = YCVolume.name(snapshot, in: store)
+      try await self.store.write(SnapshotOrigin(volumeUUID: volume.uuid), of: snapshotName)
+      do {
+        try await self.target.call(
+          "bdev_lvol_snapshot", ["lvol_name": .string("\(store)/\(id)"), "snapshot_name": .string(snapshot)],
+          for: "take a snapshot of \(name)")
+      } catch let error as TargetError {
+        if !error.isOpen { try await self.store.removeOrigin(of: snapshotName) }
+        throw error
+      }
+      let made = try await Self.require(store, snapshot, self.target)
+      try await self.store.write(SnapshotOrigin(volumeUUID: volume.uuid, snapshotUUID: made.uuid), of: snapshotName)
+      return made
     }
+  }
+
+  /// Whether a snapshot was taken of a volume, and nothing of it was since: asked again, it is what was asked for.
+  private func isTaken(_ snapshot: YCVolume, of volume: YCVolume) async throws -> Bool {
+    guard snapshot.snapshot, volume.source == snapshot.name,
+      let origin = try await store.origin(of: snapshot.name)
+    else { return false }
+    return origin.volumeUUID == volume.uuid && (origin.snapshotUUID ?? snapshot.uuid) == snapshot.uuid
+  }
+
+  /// The snapshot that a volume was cloned from, below the snapshots that were taken of it; empty where it began empty.
+  private func origin(of volume: YCVolume, _ storeID: String, _ view: TargetView) async throws -> String {
+    var source = volume.source
+    // Each snapshot in the chain stands above another, so there is an end; the limit is for a target that shows a ring.
+    for _ in 0..<10_000 where !source.isEmpty {
+      guard let id = source.split(separator: "/").last.map(String.init),
+        let snapshot = try await Self.read(storeID, id, view), let taken = try await store.origin(of: source),
+        taken.volumeUUID == volume.uuid, (taken.snapshotUUID ?? snapshot.uuid) == snapshot.uuid
+      else { return source }
+      source = snapshot.source
+    }
+    return source
   }
 
   package func cloneVolume(_ name: String, id clone: String) async throws -> YCVolume {
@@ -177,7 +211,7 @@ extension Bridge {
       guard let source = try await Self.read(store, id, view) else { throw RPCError.notFound(name) }
       guard source.snapshot else { throw RPCError.precondition(name, "it is no snapshot; take one and clone that") }
       if let present = try await Self.read(store, clone, view) {
-        guard !present.snapshot, present.source == name else {
+        guard !present.snapshot, try await self.origin(of: present, store, view) == name else {
           throw RPCError.exists(present.name, "and is no clone of \(name); use another clone_id")
         }
         return present

@@ -10,7 +10,7 @@ package import Telemetry
 /// the bridge, the target and the machine may die at any moment: what the records say is made good afterwards.
 package actor Bridge {
   let target: Target
-  private let store: RecordStore
+  let store: RecordStore
   private var records: [String: Record]
   private let changes = Turnstile(limit: 1024)
   private let logger: Logger
@@ -71,6 +71,8 @@ package actor Bridge {
       await scope.view.invalidate()
     }
     let isNew = records[wanted.name] == nil
+    // A creation that fails undoes what it did, and never what somebody else had there before.
+    let wasThere = isNew ? try await wanted.isThere(scope) : true
     if let record = records[wanted.name] {
       // Asked again, as after an answer that was lost.
       guard record.message as? R == wanted, record.secret == secret else {
@@ -89,7 +91,7 @@ package actor Bridge {
       return made
     } catch {
       // What was there before the call stays, whatever the target says at the moment.
-      if isNew { try await giveUp(wanted, error) }
+      if isNew { try await giveUp(wanted, wasThere: wasThere, scope, error) }
       throw error
     }
   }
@@ -103,13 +105,19 @@ package actor Bridge {
   }
 
   /// A creation that failed leaves nothing: neither a record nor half of the thing.
-  private func giveUp<R: Resource>(_ wanted: R, _ error: any Error) async throws {
-    if (error as? TargetError)?.isOpen == true {
-      // It may have been made after all, or be made yet. The record says that it goes, and the repair sees to that.
-      try await write(Record(phase: .deleting, message: wanted))
-      wantsRepair()
-    } else {
+  private func giveUp<R: Resource>(_ wanted: R, wasThere: Bool, _ scope: Scope, _ error: any Error) async throws {
+    guard await scope.view.isChanged, !wasThere else { return try await erase(wanted.name) }
+    // It may have been made in part, or be made yet. The record says that it goes; what cannot be undone now is left to
+    // the repair.
+    try await write(Record(phase: .deleting, message: wanted))
+    do {
+      guard (error as? TargetError)?.isOpen != true else { return wantsRepair() }
+      await scope.view.invalidate()
+      try await wanted.remove(self.scope())
       try await erase(wanted.name)
+    } catch {
+      logger.warning("cannot undo", metadata: ["resource": "\(wanted.name)", "error": "\(Self.translate(error))"])
+      wantsRepair()
     }
   }
 
@@ -120,32 +128,38 @@ package actor Bridge {
   ) async throws -> R {
     try R.collection.check(given.name)
     var patch = given
-    // A key cannot be changed in place: the data are encrypted with it.
-    guard patch.takeSecret().isEmpty || mask?.paths.isEmpty == false else {
-      throw RPCError.invalid("key", "(hidden)", "cannot be changed")
-    }
+    let secret = patch.takeSecret()
     let ready = patch
     let paths = mask?.paths ?? []
     for path in paths where path != "*" && !R.isPathValid(path) {
       throw RPCError.invalid("update_mask", path, "is no field of \(R.protoMessageName)")
     }
-    return try await changing { try await self.update(ready, paths, allowMissing: allowMissing) }
+    return try await changing { try await self.update(ready, secret, paths, allowMissing: allowMissing) }
   }
 
-  private func update<R: Resource>(_ patch: R, _ paths: [String], allowMissing: Bool) async throws -> R {
+  private func update<R: Resource>(
+    _ patch: R, _ secret: [UInt8], _ paths: [String], allowMissing: Bool
+  ) async throws -> R {
     let scope = scope()
     guard let record = records[patch.name], record.phase == .present, let old = record.message as? R else {
       guard allowMissing else { throw RPCError.notFound(patch.name) }
       var wanted = patch
-      let secret = wanted.takeSecret()
       try wanted.normalize()
       return try await create(wanted, secret)
     }
+    // A key cannot be changed in place: the data are encrypted with it. It is never shown, so a whole message may lack it.
+    let isKeyMeant = paths.contains("key") || (!secret.isEmpty && (paths.isEmpty || paths.contains("*")))
+    guard !isKeyMeant || secret == record.secret else {
+      throw RPCError.invalid("key", "(hidden)", "cannot be changed; delete \(old.name) and create it anew")
+    }
     var wanted = try FieldMask.apply(patch, to: old, paths)
     wanted.name = old.name
-    // Who reads, changes a field and writes all of it back sends what was read back as well.
+    // Who reads, changes a field and writes all of it back sends what was read back as well. Of the fields that can be
+    // changed, what is sent is meant, also where the target shows it by chance.
     if let shown = try await old.read(scope) {
-      wanted = try FieldMask.withoutEchoes(wanted, of: shown, since: old)
+      var meant = try FieldMask.withoutEchoes(wanted, of: shown, since: old)
+      meant.takeMutableFields(from: wanted)
+      wanted = meant
     }
     try wanted.normalize()
     var fixed = wanted

@@ -22,6 +22,13 @@ package struct Record: Sendable {
   package var name: String { message.name }
 }
 
+/// Which volume a snapshot of a store was taken of. The target does not tell that from a clone of the snapshot.
+struct SnapshotOrigin: Sendable, Hashable {
+  var volumeUUID: String
+  /// Nil until the target has answered.
+  var snapshotUUID: String?
+}
+
 /// What was asked for, on disk: one small file for each resource, so that a change costs the same whatever there is.
 ///
 /// A key has a file of its own, which only the owner reads; the description beside it can be shown to anybody.
@@ -49,16 +56,45 @@ package struct RecordStore: Sendable {
 
   func remove(_ name: String) async throws {
     try await onQueue {
-      for path in [path(name), "\(path(name)).key"] where unlink(path) != 0 && errno != ENOENT {
+      // The key first: a record without one is found again, a key without a record would stay.
+      for path in ["\(path(name)).key", path(name)] where unlink(path) != 0 && errno != ENOENT {
         throw Self.failure("remove \(path)")
       }
       try syncDirectory()
     }
   }
 
+  func write(_ origin: SnapshotOrigin, of snapshot: String) async throws {
+    try await onQueue {
+      var text: JSONValue = ["name": .string(snapshot), "volume_uuid": .string(origin.volumeUUID)]
+      if let uuid = origin.snapshotUUID { text["snapshot_uuid"] = .string(uuid) }
+      try replace(originPath(snapshot), text.serialize() + [0x0A])
+      try syncDirectory()
+    }
+  }
+
+  /// Nil also for a file that was damaged: the snapshot counts as somebody else's then.
+  func origin(of snapshot: String) async throws -> SnapshotOrigin? {
+    try await onQueue {
+      let path = originPath(snapshot)
+      guard access(path, F_OK) == 0 else { return nil }
+      guard let json = try? JSONValue.parse(try content(path)), json["name"]?.stringValue == snapshot,
+        let volume = json["volume_uuid"]?.stringValue
+      else { return nil }
+      return SnapshotOrigin(volumeUUID: volume, snapshotUUID: json["snapshot_uuid"]?.stringValue)
+    }
+  }
+
+  func removeOrigin(of snapshot: String) async throws {
+    try await onQueue {
+      let path = originPath(snapshot)
+      guard unlink(path) == 0 || errno == ENOENT else { throw Self.failure("remove \(path)") }
+    }
+  }
+
   /// Disks may take their time, which no thread of the others should wait for.
-  private func onQueue(_ body: @escaping @Sendable () throws -> Void) async throws {
-    try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
+  private func onQueue<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) async throws -> Value {
+    try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Value, any Error>) in
       queue.async { continuation.resume(with: Result(catching: body)) }
     }
   }
@@ -74,11 +110,15 @@ package struct RecordStore: Sendable {
     }
     let text: JSONValue = ["name": .string(record.name), "phase": .string(record.phase.rawValue), "spec": spec]
     try replace(path(record.name), text.serialize() + [0x0A])
+    let key = "\(path(record.name)).key"
+    if record.secret.isEmpty, unlink(key) != 0, errno != ENOENT { throw Self.failure("remove \(key)") }
     try syncDirectory()
   }
 
-  private func path(_ name: String) -> String {
-    "\(directory)/\(name.split(separator: "/").joined(separator: "%")).json"
+  private func path(_ name: String) -> String { "\(stem(name)).json" }
+  private func originPath(_ snapshot: String) -> String { "\(stem(snapshot)).origin" }
+  private func stem(_ name: String) -> String {
+    "\(directory)/\(name.split(separator: "/").joined(separator: "%"))"
   }
 
   private func replace(_ path: String, _ bytes: [UInt8]) throws {
@@ -130,8 +170,9 @@ package struct RecordStore: Sendable {
         pointer.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) }
       }
       let path = "\(directory)/\(file)"
-      // A write that was cut off.
+      // A write that was cut off, and the key of one.
       if file.hasSuffix(".new") { unlink(path) }
+      if file.hasSuffix(".json.key"), access(String(path.dropLast(4)), F_OK) != 0 { unlink(path) }
       guard file.hasSuffix(".json") else { continue }
       let record = try read(path)
       records[record.name] = record

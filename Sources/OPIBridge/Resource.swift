@@ -87,8 +87,13 @@ package struct Scope: Sendable {
   }
 
   func call(_ method: String, _ parameters: JSONValue, for operation: String) async throws {
-    try await target.call(method, parameters, for: operation)
-    await view.invalidate()
+    do {
+      try await target.call(method, parameters, for: operation)
+    } catch let error as TargetError {
+      if error.isOpen { await view.noteChange() }
+      throw error
+    }
+    await view.noteChange()
   }
 
   /// - Parameter other: what releases take that do not know `parameters`.

@@ -94,7 +94,15 @@ package actor TargetView {
 
   package init(_ target: Target) { self.target = target }
 
-  /// Forgets everything: the target was changed.
+  /// Whether this call of the bridge changed something at the target, or may have.
+  private(set) var isChanged = false
+
+  /// The target was changed: what was read of it is forgotten.
+  func noteChange() {
+    isChanged = true
+    invalidate()
+  }
+
   func invalidate() {
     all = nil
     single = [:]

@@ -78,15 +78,18 @@ extension OPINvmePath: Resource {
     return controller
   }
 
-  private func isAttached(_ scope: Scope) async throws -> Bool {
-    let id = ResourceName.id(of: ResourceName.parent(of: name))
-    return try await scope.view.remoteControllers().contains { controller in
-      guard controller["name"]?.stringValue == id else { return false }
-      return (controller["ctrlrs"]?.arrayValue ?? []).contains { path in
+  private var controllerID: String { ResourceName.id(of: ResourceName.parent(of: name)) }
+
+  /// The path as the target shows it; nil where it is not attached.
+  private func attached(_ scope: Scope) async throws -> JSONValue? {
+    for controller in try await scope.view.remoteControllers() where controller["name"]?.stringValue == controllerID {
+      let path = (controller["ctrlrs"]?.arrayValue ?? []).first { path in
         path["trid"]?["traddr"]?.stringValue == traddr
           && (trtype == .pcie || path["trid"]?["trsvcid"]?.stringValue == "\(fabrics.trsvcid)")
       }
+      if let path { return path }
     }
+    return nil
   }
 
   /// What attaching and detaching name a path by.
@@ -105,7 +108,7 @@ extension OPINvmePath: Resource {
     return parameters
   }
 
-  package func read(_ scope: Scope) async throws -> OPINvmePath? { try await isAttached(scope) ? self : nil }
+  package func read(_ scope: Scope) async throws -> OPINvmePath? { try await attached(scope) == nil ? nil : self }
 
   package func make(_ scope: Scope, secret: [UInt8]) async throws {
     let controller = try controller(scope)
@@ -123,7 +126,9 @@ extension OPINvmePath: Resource {
         throw RPCError.invalid("fabrics.subnqn", fabrics.subnqn, "is not the one of \(other.name)")
       }
     }
-    guard try await !isAttached(scope) else { return }
+    let present = try await attached(scope)
+    // One that the target gave up is as good as none.
+    guard present.map({ $0["state"]?.stringValue == "failed" }) ?? true else { return }
     var parameters = try identifier(scope)
     if trtype == .tcp {
       switch controller.multipath {
@@ -135,12 +140,26 @@ extension OPINvmePath: Resource {
       if controller.tcp.ddgst { parameters["ddgst"] = true }
       if controller.ioQueuesCount > 0 { parameters["num_io_queues"] = .integer(controller.ioQueuesCount) }
     }
-    try await scope.call(
-      "bdev_nvme_attach_controller", .object(parameters), for: "connect \(name) to \(traddr)")
+    let plain = parameters
+    if trtype == .tcp { parameters.merge(Self.patience) { _, new in new } }
+    do {
+      try await scope.call(
+        "bdev_nvme_attach_controller", .object(parameters), for: "connect \(name) to \(traddr)", orWith: .object(plain))
+    } catch let error as TargetError where present != nil && [-114, -17].contains(error.serverCode) {
+      // Where a path that was given up cannot be attached again, the controller's reset connects it.
+      try await scope.call(
+        "bdev_nvme_reset_controller", ["name": .string(controllerID)], for: "connect \(name) to \(traddr) again")
+    }
   }
 
+  /// OPI has no times for a path that was lost, and without them SPDK gives it up at once and for good. A guest's
+  /// requests wait half a minute for it to come back; SPDK has these parameters since 22.01.
+  private static let patience: [String: JSONValue] = [
+    "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 2, "fast_io_fail_timeout_sec": 30,
+  ]
+
   package func remove(_ scope: Scope) async throws {
-    guard try await isAttached(scope) else { return }
+    guard try await attached(scope) != nil else { return }
     do {
       try await scope.call("bdev_nvme_detach_controller", .object(identifier(scope)), for: "disconnect \(name)")
     } catch let error as TargetError where error.isAbsent {}

@@ -63,9 +63,11 @@ extension OPIVirtioBlk: Resource {
       // What cannot be written is shown so: a server that learns it from errors has lost data by then.
       try await scope.target.functions.plug(function: id, volume: bdev.name, readOnly: !bdev.canWrite)
     } catch let error as DPUError {
-      throw TargetError(error)
+      let error = TargetError(error)
+      if error.isOpen { await scope.view.noteChange() }
+      throw error
     }
-    await scope.view.invalidate()
+    await scope.view.noteChange()
     if hasMaxLimit {
       try await maxLimit.assign(to: scope.bdev(volumeNameRef), scope, field: "max_limit")
     } else if wasLimited(scope) {
@@ -84,7 +86,7 @@ extension OPIVirtioBlk: Resource {
     } catch let error as DPUError {
       throw TargetError(error)
     }
-    await scope.view.invalidate()
+    await scope.view.noteChange()
     if hasMaxLimit, let bdev = try await scope.view.bdev(scope.bdevName(volumeNameRef)) {
       try await OPIQosLimit().assign(to: bdev, scope, field: "max_limit")
     }
