@@ -180,7 +180,10 @@ import Testing
       try await eventually(within: .seconds(30), "the orphan is gone; \(second.output.suffix(2000))") {
         cloud.pool.files("volumes") == ["\(kept).img"]
       }
-      #expect(second.output.contains("orphaned volume removed"))
+      // It is told once it is done.
+      try await eventually(within: .seconds(10), "the removal is logged; \(second.output.suffix(2000))") {
+        second.output.contains("orphaned volume removed")
+      }
     }
   }
 
