@@ -216,6 +216,26 @@ struct MigrationPlanTests {
   }
 }
 
+@Suite("Limits of phases")
+struct PhaseClockTests {
+  @Test("A machine counts as overdue when it is longer in one phase than that has, and no longer")
+  func overdue() {
+    var clock = PhaseClock()
+    let key = ObjectKey(namespace: "n", name: "m")
+    clock.observe(key, .provisioning, at: .zero)
+    clock.observe(key, .provisioning, at: .seconds(200))
+    #expect(clock.overdue(at: .seconds(299))[.provisioning] == 0)
+    #expect(clock.overdue(at: .seconds(301))[.provisioning] == 1)
+    clock.observe(key, .starting, at: .seconds(301))
+    #expect(clock.overdue(at: .seconds(302)).values.allSatisfy { $0 == 0 })
+    clock.observe(key, .running, at: .seconds(303))
+    #expect(clock.overdue(at: .seconds(100_000)).values.allSatisfy { $0 == 0 }, "it may run for ever")
+    clock.observe(key, .deleting, at: .seconds(100_000))
+    clock.observe(key, nil, at: .seconds(100_001))
+    #expect(clock.overdue(at: .seconds(200_000)).values.allSatisfy { $0 == 0 })
+  }
+}
+
 /// How hosts are emptied, and what an operator's word does.
 @Suite("Drains and dead hosts")
 struct DrainPlanTests {

@@ -111,6 +111,16 @@ public struct BMController: Sendable {
     feed(migrations: migrationQueue, drains: drainQueue, machines: machineQueue, from: caches)
     feed(machines: machineQueue, hosts: hostQueue, power: powerQueue, from: caches, metrics: metrics)
 
+    let overdue = OverdueMachines(registry: registry)
+    caches.machines.onChange { change in
+      switch change {
+      case .added(let machine), .updated(_, let machine):
+        let phase = machine.metadata.isBeingDeleted ? .deleting : machine.status?.phase ?? .pending
+        overdue.observe(machine.key, phase)
+      case .deleted(let machine): overdue.observe(machine.key, nil)
+      }
+    }
+    manager.add(name: "phases' limits", scope: .always) { try await overdue.run() }
     manager.add(
       Controller(
         name: "machines",
