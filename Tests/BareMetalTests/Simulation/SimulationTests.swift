@@ -28,27 +28,17 @@ struct SimulationTests {
   func invariants(_ scenario: Scenario) async throws {
     let environment = ProcessInfo.processInfo.environment
     if let seed = environment["YCLOUD_SIMULATION_SEED"].flatMap({ UInt64($0) }) {
-      _ = try await run(scenario, seed: seed)
+      try await run(scenario, seed: seed)
       return
     }
     let runs = environment["YCLOUD_SIMULATION_RUNS"].flatMap { UInt64($0) } ?? 250
-    var moved = 0
-    var waived = 0
-    for seed in 1...runs {
-      let world = try await run(scenario, seed: seed)
-      moved += world.state.migrationObjects.values.count { $0.status?.phase == .succeeded }
-      waived += world.waived
-    }
-    // A world in which nothing moves proves nothing.
-    guard scenario == .migrations || scenario == .migrationsTwoControllers, runs >= 50 else { return }
-    #expect(moved > Int(runs) / 2 && waived > Int(runs) / 20, "\(moved) moved, \(waived) taken from dead hosts")
-    print("\(scenario): \(moved) moved, \(waived) volumes taken from dead hosts in \(runs) runs")
+    for seed in 1...runs { try await run(scenario, seed: seed) }
   }
 
   /// Seeds that break an invariant and are not understood yet. A seed that no longer does fails the test.
   private static let knownSeeds: Set<String> = []
 
-  private func run(_ scenario: Scenario, seed: UInt64) async throws -> World {
+  private func run(_ scenario: Scenario, seed: UInt64) async throws {
     let simulation = Simulation(scenario: scenario, seed: seed)
     await simulation.run(steps: 220)
     await simulation.settle()
@@ -59,10 +49,9 @@ struct SimulationTests {
       withKnownIssue("an open fault of the planner or of the simulated world: \(message)") {
         #expect(problems.isEmpty)
       }
-      return simulation.world
+      return
     }
     try #require(problems.isEmpty, "\(message)")
-    return simulation.world
   }
 }
 

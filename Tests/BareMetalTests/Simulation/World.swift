@@ -100,8 +100,6 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
   var faultPercent = 0
   /// Whether machines move and hosts die: only then are random numbers drawn for it.
   var hasMigrations = false
-  /// Attachments that went without their DPU's word.
-  var waived = 0
   var violations: [String] = []
   private var uids = 0
 
@@ -391,7 +389,6 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
         current.metadata.uid == attachment.metadata.uid
       else { return }
       writes += 1
-      if let host = current.host, servers[host]?.isDead == true { waived += 1 }
       if current.metadata.isBeingDeleted { state.attachmentObjects[attachment.key.name] = nil }
     }
   }
