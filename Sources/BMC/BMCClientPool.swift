@@ -65,6 +65,11 @@ public final class BMCClientPool: Sendable {
     }
   }
 
+  /// Lets accounts that a BMC has refused be tried again: what it accepts has changed, or somebody says so.
+  public func forgetRefusals(_ address: BMCAddress) {
+    state.withLock { $0.endpoints[address.endpoint] }?.forgetRefusals()
+  }
+
   /// Forgets the client of a BMC that is gone, and ends its session. What it refused stays remembered for its time.
   public func remove(_ address: BMCAddress) async {
     let client = state.withLock { state in

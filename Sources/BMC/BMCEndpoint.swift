@@ -44,6 +44,8 @@ final class BMCEndpoint: Sendable {
     return BMCEndpoint.error(locked: locked, operation: operation, username: credentials.username, retryAfter: time)
   }
 
+  func forgetRefusals() { refusals.withLock { $0.removeAll() } }
+
   /// True while something must be remembered.
   var isInUse: Bool {
     let now = ContinuousClock.now

@@ -49,6 +49,41 @@ public struct HardwareInventory: Sendable, Hashable, Codable {
     }
   }
 
+  public struct Thermal: Sendable, Hashable, Codable {
+    /// The worst of all sensors and fans, `OK`, `Warning` or `Critical`.
+    public var health: String?
+    /// The sensor with the highest temperature, and that in degrees Celsius.
+    public var warmestSensor: String?
+    public var warmestCelsius: Int?
+    /// Fans that are there.
+    public var fans: Int?
+
+    public init(
+      health: String? = nil, warmestSensor: String? = nil, warmestCelsius: Int? = nil, fans: Int? = nil
+    ) {
+      self.health = health
+      self.warmestSensor = warmestSensor
+      self.warmestCelsius = warmestCelsius
+      self.fans = fans
+    }
+  }
+
+  public struct PowerSupply: Sendable, Hashable, Codable {
+    public var name: String
+    public var health: String?
+    public var capacityWatts: Int?
+
+    public init(name: String, health: String? = nil, capacityWatts: Int? = nil) {
+      self.name = name
+      self.health = health
+      self.capacityWatts = capacityWatts
+    }
+  }
+
+  /// Of the system with all its parts: `OK`, `Warning` or `Critical`.
+  public var health: String?
+  /// How the firmware boots: `UEFI` or `Legacy`.
+  public var firmwareMode: String?
   public var manufacturer: String?
   public var model: String?
   public var serialNumber: String?
@@ -60,6 +95,12 @@ public struct HardwareInventory: Sendable, Hashable, Codable {
   public var nics: [NIC]
   /// Ordered by name.
   public var drives: [Drive]
+  /// Temperatures and fans, where the chassis tells of them.
+  public var thermal: Thermal?
+  /// Power that the server takes now.
+  public var consumedWatts: Int?
+  /// Ordered by name.
+  public var powerSupplies: [PowerSupply] = []
 
   public init(
     manufacturer: String? = nil, model: String? = nil, serialNumber: String? = nil, biosVersion: String? = nil,

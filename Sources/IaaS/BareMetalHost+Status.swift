@@ -24,6 +24,14 @@ extension BareMetalHost {
     public static let dpuReady = "DPUReady"
     /// While something of a machine that is no more is on the host: what its removal waits for.
     public static let released = "Released"
+    /// While the host's machines are to go to other hosts: how far that is.
+    public static let drained = "Drained"
+    /// While the DPU shows something that nobody asked for.
+    public static let noDrift = "NoDrift"
+    /// While an operator says that the power is cut: false where what is read says otherwise.
+    public static let powerCut = "PowerCut"
+    /// The BMC's account: false while a new one is refused and the one before is used.
+    public static let credentials = "CredentialsCurrent"
     /// While a host is deleted: what it waits for.
     public static let deleted = "Deleted"
   }
@@ -36,9 +44,24 @@ extension BareMetalHost {
     public var hardware: Hardware?
     public var dpu: DPUStatus?
     public var claim: Claim?
+    /// What was taken from machines on an operator's word and has to be removed from the DPU when it comes back.
+    public var leftovers: [Leftover]?
     public var conditions: [Condition]?
 
     public init() {}
+  }
+
+  /// A volume that the DPU showed when it was given away without the DPU's own word.
+  public struct Leftover: Codable, Sendable, Hashable {
+    public var volume: String
+    public var machine: String
+    public var since: Timestamp
+
+    public init(volume: String, machine: String, since: Timestamp) {
+      self.volume = volume
+      self.machine = machine
+      self.since = since
+    }
   }
 
   /// Which machine holds the host.
@@ -99,6 +122,38 @@ extension BareMetalHost {
       }
     }
 
+    public struct Thermal: Codable, Sendable, Hashable {
+      public var health: String?
+      public var warmestSensor: String?
+      public var warmestCelsius: Int?
+      public var fans: Int?
+
+      public init(
+        health: String? = nil, warmestSensor: String? = nil, warmestCelsius: Int? = nil, fans: Int? = nil
+      ) {
+        self.health = health
+        self.warmestSensor = warmestSensor
+        self.warmestCelsius = warmestCelsius
+        self.fans = fans
+      }
+    }
+
+    public struct PowerSupply: Codable, Sendable, Hashable {
+      public var name: String
+      public var health: String?
+      public var capacityWatts: Int?
+
+      public init(name: String, health: String? = nil, capacityWatts: Int? = nil) {
+        self.name = name
+        self.health = health
+        self.capacityWatts = capacityWatts
+      }
+    }
+
+    /// `OK`, `Warning` or `Critical`, of the system with all its parts.
+    public var health: String?
+    /// `UEFI` or `Legacy`.
+    public var firmwareMode: String?
     public var manufacturer: String?
     public var model: String?
     public var serialNumber: String?
@@ -108,6 +163,9 @@ extension BareMetalHost {
     public var memoryMiB: Int?
     public var nics: [NIC]?
     public var drives: [Drive]?
+    public var thermal: Thermal?
+    public var consumedWatts: Int?
+    public var powerSupplies: [PowerSupply]?
 
     public init() {}
   }

@@ -28,12 +28,20 @@ extension BareMetalHost {
     public var dpu: DPU
     public var taints: [Taint]
     public var maintenance: Bool
+    /// Whether the machines that are there are to be given to other hosts.
+    public var drain: Bool
+    /// An operator's word that neither the server nor its DPU has power.
+    public var powerCut: Bool
 
-    public init(bmc: BMC, dpu: DPU, taints: [Taint] = [], maintenance: Bool = false) {
+    public init(
+      bmc: BMC, dpu: DPU, taints: [Taint] = [], maintenance: Bool = false, drain: Bool = false, powerCut: Bool = false
+    ) {
       self.bmc = bmc
       self.dpu = dpu
       self.taints = taints
       self.maintenance = maintenance
+      self.drain = drain
+      self.powerCut = powerCut
     }
 
     public init(from decoder: any Decoder) throws {
@@ -42,6 +50,8 @@ extension BareMetalHost {
       dpu = try values.decode(DPU.self, forKey: .dpu)
       taints = try values.decodeIfPresent([Taint].self, forKey: .taints) ?? []
       maintenance = try values.decodeIfPresent(Bool.self, forKey: .maintenance) ?? false
+      drain = try values.decodeIfPresent(Bool.self, forKey: .drain) ?? false
+      powerCut = try values.decodeIfPresent(Bool.self, forKey: .powerCut) ?? false
     }
   }
 

@@ -27,6 +27,8 @@ extension BareMetalMachine {
     public static let restartNeeded = "RestartNeeded"
     /// While a template is not what its disk was made from: how they differ.
     public static let templatesApplied = "TemplatesApplied"
+    /// While the machine is on its way to another host: from where to where.
+    public static let migrating = "Migrating"
     /// The machine is what its spec asks for.
     public static let ready = "Ready"
     /// While a machine is deleted: what it waits for.

@@ -37,6 +37,14 @@ public enum Names {
   public static let shownCapacity = "capacity"
   /// Annotation of a machine: any new value restarts it.
   public static let restartAnnotation = "iaas.yusur.io/restart-requested"
+  /// Label of a migration by which bm-controller empties a host: the host.
+  public static let evacuatedHostLabel = "iaas.yusur.io/evacuated-host"
+  /// Annotation of such a migration: the generation of the host that it was made for.
+  public static let hostGenerationAnnotation = "iaas.yusur.io/host-generation"
+  /// Annotation of a machine: `true` lets it be deleted while something of it cannot be given back.
+  public static let forceDeleteAnnotation = "iaas.yusur.io/force-delete"
+  /// Annotation of a host: any new value has its BMC read anew.
+  public static let rescanAnnotation = "iaas.yusur.io/rescan-requested"
   /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.
   public static let cloneFromAnnotation = "csi.ycloud.yusur.io/clone-from"
 

@@ -26,7 +26,8 @@ struct Main: AsyncParsableCommand {
       CommandGroup(
         name: "Operate",
         subcommands: [
-          StartCommand.self, StopCommand.self, RestartCommand.self, ConsoleCommand.self, SSHCommand.self,
+          StartCommand.self, StopCommand.self, RestartCommand.self, MigrateCommand.self, DeleteCommand.self,
+          ConsoleCommand.self, SSHCommand.self,
         ]),
       CommandGroup(
         name: "Manage", subcommands: [ImageCommand.self, HostCommand.self, CompletionCommand.self]),

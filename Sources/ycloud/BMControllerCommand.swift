@@ -24,6 +24,12 @@ struct BMControllerCommand: AsyncParsableCommand {
   var powerPoll = 30
   @Option(help: "BMCs that are talked to at the same time (1 to 4096).") var bmcWorkers = 128
   @Option(help: "Machines that are worked on at the same time (1 to 1024).") var machineWorkers = 16
+  @Option(help: "Machines that may leave hosts that are drained at the same time (1 to 256).") var evacuations = 4
+  @Option(
+    help: ArgumentHelp(
+      "Drained hosts keep their machines while more than this share of the hosts, in percent, is not ready (1 to 100).",
+      valueName: "percent"))
+  var evacuationTrouble = 25
   @Flag(help: "Do not elect a leader: only one may run then.") var noLeaderElection = false
   @Option(
     help: ArgumentHelp(
@@ -36,6 +42,8 @@ struct BMControllerCommand: AsyncParsableCommand {
     guard (0...3600).contains(shutdownGrace) else { throw ValidationError("--shutdown-grace must be 0 to 3600.") }
     guard (1...3600).contains(powerPoll) else { throw ValidationError("--power-poll must be 1 to 3600.") }
     guard (1...4096).contains(bmcWorkers) else { throw ValidationError("--bmc-workers must be 1 to 4096.") }
+    guard (1...256).contains(evacuations) else { throw ValidationError("--evacuations must be 1 to 256.") }
+    guard (1...100).contains(evacuationTrouble) else { throw ValidationError("--evacuation-trouble must be 1 to 100.") }
     guard (1...1024).contains(machineWorkers) else { throw ValidationError("--machine-workers must be 1 to 1024.") }
   }
 
@@ -51,13 +59,16 @@ struct BMControllerCommand: AsyncParsableCommand {
     configuration.powerPoll = .seconds(powerPoll)
     configuration.bmcWorkers = bmcWorkers
     configuration.machineWorkers = machineWorkers
+    configuration.evacuationsMax = evacuations
+    configuration.evacuationTroublePercentMax = evacuationTrouble
     configuration.leaderElection = !noLeaderElection
     let lock = try identityLock.map { try CandidateLock(path: $0) }
     configuration.identity = lock?.identity
     let pool = BMCClientPool(logger: logger)
     let controller = BMController(
       client: client, configuration: configuration, registry: registry, logger: logger,
-      makeBMC: { try pool.client(for: $0, credentials: $1, trust: $2) }, releaseBMC: { await pool.remove($0) })
+      makeBMC: { try pool.client(for: $0, credentials: $1, trust: $2) }, releaseBMC: { await pool.remove($0) },
+      forgetRefusals: { pool.forgetRefusals($0) })
     do {
       try await controller.run()
     } catch {

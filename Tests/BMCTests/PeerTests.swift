@@ -60,6 +60,7 @@ func peerEnvironment() async throws -> String {
         try await eventually(within: .seconds(20)) { try await bmc.power() == .on }
         let inventory = try await bmc.inventory()
         #expect(inventory.nics.map(\.mac) == ["00:5c:52:31:3a:9c"])
+        #expect(inventory.health == "OK")
         try await bmc.setBootOverride(BootOverride(source: .network))
         // It offers no PowerCycle: off, seen off, on.
         try await bmc.setPower(.powerCycle)

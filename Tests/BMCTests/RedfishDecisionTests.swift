@@ -64,6 +64,40 @@ import TestSupport
     #expect(cpu == HardwareInventory.CPU(count: 2, cores: 64, threads: nil, model: "A", architecture: "x86_64"))
   }
 
+  @Test(
+    "Temperatures, fans and power supplies are told in whole units, with the worst health; what is absent is left out")
+  func thermalAndPower() {
+    var parts = RedfishInventory.Parts(
+      system: ["Status": ["HealthRollup": "Warning", "Health": "OK"], "Boot": ["BootSourceOverrideMode": "UEFI"]])
+    parts.thermal = [
+      "Temperatures": [
+        ["Name": "Intake", "ReadingCelsius": 25.4, "Status": ["Health": "OK"]],
+        ["Name": "CPU 1", "ReadingCelsius": 71, "Status": ["Health": "Critical"]],
+        ["Name": "CPU 2", "ReadingCelsius": 99, "Status": ["State": "Absent"]],
+        ["Name": "broken", "ReadingCelsius": nil, "Status": ["Health": "fine"]],
+        ["Name": "mad", "ReadingCelsius": 1e300],
+      ],
+      "Fans": [["Name": "A", "Status": ["Health": "Warning"]], ["Name": "B", "Status": ["State": "Absent"]]],
+    ]
+    parts.power = [
+      "PowerControl": [["PowerConsumedWatts": 312.6]],
+      "PowerSupplies": [
+        ["Name": "PSU 2", "PowerCapacityWatts": 800, "Status": ["Health": "Critical"]],
+        ["Name": "PSU 1", "PowerCapacityWatts": -1, "Status": ["State": "Enabled"]],
+      ],
+    ]
+    let inventory = RedfishInventory.inventory(parts)
+    #expect(inventory.health == "Warning" && inventory.firmwareMode == "UEFI")
+    #expect(
+      inventory.thermal
+        == HardwareInventory.Thermal(health: "Critical", warmestSensor: "CPU 1", warmestCelsius: 71, fans: 1))
+    #expect(inventory.consumedWatts == 313)
+    #expect(
+      inventory.powerSupplies == [
+        .init(name: "PSU 1"), .init(name: "PSU 2", health: "Critical", capacityWatts: 800),
+      ])
+  }
+
   @Test func survivesRandomDocuments() {
     var random = SeededGenerator(seed: 11)
     for _ in 0..<5_000 {
@@ -72,6 +106,8 @@ import TestSupport
       parts.processors = [RedfishDecisionTests.random(depth: 2, &random)]
       parts.nics = [RedfishDecisionTests.random(depth: 2, &random)]
       parts.drives = [RedfishDecisionTests.random(depth: 2, &random)]
+      parts.thermal = RedfishDecisionTests.random(depth: 3, &random)
+      parts.power = RedfishDecisionTests.random(depth: 3, &random)
       _ = RedfishInventory.inventory(parts)
       _ = RedfishPower.state(of: document)
     }

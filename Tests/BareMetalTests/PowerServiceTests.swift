@@ -60,6 +60,11 @@ struct PowerServiceTests {
     let secretError = Mutex<KubernetesError?>(nil)
     let password = Mutex("p")
     let hostIsGone = Mutex(false)
+    let forgotten = Mutex(0)
+    let events = Mutex<[String]>([])
+    /// Passwords that the BMC takes; nil for any.
+    let accepted = Mutex<Set<String>?>(nil)
+    let tried = Mutex<[String]>([])
     let released = Mutex<[String]>([])
     var changes: Int { changed.withLock { $0.count } }
   }
@@ -87,7 +92,17 @@ struct PowerServiceTests {
           metadata: ObjectMeta(name: "s"), type: nil,
           data: ["username": Data("u".utf8), "password": Data(log.password.withLock { $0 }.utf8)])
       },
-      makeBMC: { _, _, _ in bmc }, releaseBMC: { address in log.released.withLock { $0.append("\(address)") } },
+      makeBMC: { _, credentials, _ in
+        log.tried.withLock { $0.append(credentials.password) }
+        let isGood = log.accepted.withLock { $0?.contains(credentials.password) ?? true }
+        guard !isGood else { return bmc }
+        let refusing = PaperBMC()
+        refusing.state.withLock { $0.readError = BMCError(.unauthorized, operation: "read", message: "refused") }
+        return refusing
+      },
+      releaseBMC: { address in log.released.withLock { $0.append("\(address)") } },
+      forgetRefusals: { _ in log.forgotten.withLock { $0 += 1 } },
+      tell: { _, event in log.events.withLock { $0.append(event.reason) } },
       limits: limits,
       logger: Logger(label: "test", factory: { _ in SwiftLogNoOpLogHandler() }),
       wake: { host in log.woken.withLock { $0.append(host) } },
@@ -134,6 +149,36 @@ struct PowerServiceTests {
     _ = try await service.attend(to: "h")
     #expect(bmc.commands == [.forceOff])
     #expect(service.view("h").problem == nil)
+  }
+
+  @Test("A new account is tried, and the one before is used while the new one is refused")
+  func rotation() async throws {
+    log.accepted.withLock { $0 = ["old"] }
+    log.password.withLock { $0 = "old" }
+    let service = service()
+    _ = try await service.attend(to: "h")
+    log.password.withLock { $0 = "new" }
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(log.tried.withLock { $0 } == ["old", "new", "old", "old"], "tried once, and not again and again")
+    #expect(service.view("h").power == .off && service.view("h").problem == nil)
+    #expect(service.accountProblem("h")?.contains("the one before is used") == true)
+    #expect(log.events.withLock { $0 } == ["NewAccountRefused"])
+    // The BMC's password is changed afterwards.
+    log.accepted.withLock { $0 = ["new"] }
+    for _ in 0..<3 { _ = try await service.attend(to: "h") }
+    #expect(log.tried.withLock { $0.last } == "new")
+    #expect(log.forgotten.withLock { $0 } == 1, "what the BMC refused before says nothing any more")
+    #expect(service.accountProblem("h") == nil && service.view("h").problem == nil)
+  }
+
+  @Test("An account that is good at once is taken, and told")
+  func goodRotation() async throws {
+    let service = service()
+    _ = try await service.attend(to: "h")
+    log.password.withLock { $0 = "q" }
+    for _ in 0..<2 { _ = try await service.attend(to: "h") }
+    #expect(log.events.withLock { $0 } == ["AccountChanged"])
+    #expect(log.released.withLock { $0.count } == 1, "the session of the old account is ended")
   }
 
   @Test("A new term as the leader begins without the wishes and the proofs of the one before")

@@ -52,6 +52,19 @@ struct RightsTests {
     #expect(volumes.map(\.verbs) == [["get", "list", "watch"]])
   }
 
+  @Test(
+    "Users ask for migrations and give them up, and do not write how far they are; the word about power is operators'")
+  func migrations() throws {
+    let users = try Self.rules("rbac/users.yaml")
+    #expect(users.contains { $0.resource == "baremetalmachinemigrations" && $0.verbs.contains("delete") })
+    for rule in users where rule.resource == "baremetalmachinemigrations/status" {
+      #expect(rule.verbs.isSubset(of: ["get", "list", "watch"]))
+    }
+    for rule in users where rule.resource == "baremetalhosts" { #expect(rule.role == "ycloud:host-operator") }
+    let controller = try Self.rules("rbac/bm-controller.yaml").filter { $0.resource == "baremetalmachinemigrations" }
+    #expect(controller.map(\.verbs) == [["get", "list", "watch", "create", "delete"]])
+  }
+
   @Test("csi-controller may take and give back the attachment that keeps servers away during an upload")
   func uploads() throws {
     let rules = try Self.rules("rbac/csi-controller.yaml").filter { $0.resource == "volumeattachments" }

@@ -8,7 +8,7 @@ import Yams
 /// The schemas in deploy/crds and the Swift types say the same.
 @Suite("Schemas")
 struct SchemaTests {
-  static let kinds = ["baremetalhosts", "baremetalmachines"]
+  static let kinds = ["baremetalhosts", "baremetalmachines", "baremetalmachinemigrations"]
 
   static func definition(_ plural: String) throws -> [String: Any] {
     let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
@@ -55,7 +55,11 @@ struct SchemaTests {
   static func complete(_ plural: String) throws -> JSONValue {
     let encoder = JSONEncoder()
     let data =
-      plural == "baremetalhosts" ? try encoder.encode(completeHost()) : try encoder.encode(completeMachine())
+      switch plural {
+      case "baremetalhosts": try encoder.encode(completeHost())
+      case "baremetalmachines": try encoder.encode(completeMachine())
+      default: try encoder.encode(completeMigration())
+      }
     return try JSONValue.parse(Array(data))
   }
 
@@ -95,6 +99,10 @@ struct SchemaTests {
       uniqueKeysWithValues: Self.properties(try Self.schema("baremetalmachines")).map { ($0.path, $0.schema) })
     #expect(
       machine["status.phase"]?["enum"] as? [String] == BareMetalMachine.Phase.allCases.map(\.rawValue))
+    let migration = Dictionary(
+      uniqueKeysWithValues: Self.properties(try Self.schema("baremetalmachinemigrations")).map { ($0.path, $0.schema) })
+    #expect(
+      migration["status.phase"]?["enum"] as? [String] == BareMetalMachineMigration.Phase.allCases.map(\.rawValue))
   }
 
   @Test("An object with nothing but what is required decodes, with the schema's defaults")
@@ -136,13 +144,19 @@ struct SchemaTests {
       spec: .init(
         bmc: .init(
           address: "ipmi://b", credentialsSecretRef: .init(name: "s"), caBundle: "eA==", insecureSkipVerify: true),
-        dpu: .init(node: "d"), taints: [.init(key: "k", value: "v")], maintenance: true))
+        dpu: .init(node: "d"), taints: [.init(key: "k", value: "v")], maintenance: true, drain: true,
+        powerCut: true))
     var status = BareMetalHost.Status()
     status.observedGeneration = 1
     status.phase = .available
     status.power = .off
     status.powerReadAt = .now()
     var hardware = BareMetalHost.Hardware()
+    hardware.health = "OK"
+    hardware.firmwareMode = "UEFI"
+    hardware.thermal = .init(health: "OK", warmestSensor: "s", warmestCelsius: 1, fans: 1)
+    hardware.consumedWatts = 1
+    hardware.powerSupplies = [.init(name: "p", health: "OK", capacityWatts: 1)]
     hardware.manufacturer = "m"
     hardware.model = "m"
     hardware.serialNumber = "s"
@@ -164,6 +178,7 @@ struct SchemaTests {
     dpu.conditions = [condition]
     status.dpu = dpu
     status.claim = .init(namespace: "n", name: "m", uid: "u")
+    status.leftovers = [.init(volume: "v", machine: "n/m", since: .now())]
     status.conditions = [condition]
     host.status = status
     return host
@@ -171,6 +186,35 @@ struct SchemaTests {
 
   static var condition: Condition {
     Condition(type: "Ready", status: .true, reason: "r", message: "m", observedGeneration: 1)
+  }
+
+  static func completeMigration() -> BareMetalMachineMigration {
+    var migration = BareMetalMachineMigration(
+      metadata: ObjectMeta(name: "g", namespace: "n"),
+      spec: .init(
+        machineName: "m", targetHost: "h", hostSelector: .init(matchLabels: ["a": "b"]), graceSeconds: 1))
+    var timeline = BareMetalMachineMigration.Timeline()
+    timeline.accepted = .now()
+    timeline.reserved = .now()
+    timeline.wentOff = .now()
+    timeline.stopped = .now()
+    timeline.released = .now()
+    timeline.poweredOn = .now()
+    timeline.fenceSeconds = 1
+    timeline.ownSeconds = 1
+    timeline.downSeconds = 1
+    var status = BareMetalMachineMigration.Status()
+    status.phase = .pending
+    status.reason = "r"
+    status.message = "m"
+    status.machineUID = "u"
+    status.sourceHost = "h"
+    status.targetHost = "t"
+    status.beyondReturn = true
+    status.timeline = timeline
+    status.conditions = [condition]
+    migration.status = status
+    return migration
   }
 
   static func completeMachine() -> BareMetalMachine {

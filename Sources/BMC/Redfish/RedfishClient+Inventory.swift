@@ -15,6 +15,12 @@ extension RedfishClient {
         parts.processors = try await self.members(system.link("Processors"), operation: operation)
       }
       parts.drives = try await self.drives(system, operation: operation)
+      if let path = system.at("Links", "Chassis")?.arrayValue?.first?.link(),
+        let chassis = try await self.optional(path, operation: operation)
+      {
+        if let path = chassis.link("Thermal") { parts.thermal = try await self.optional(path, operation: operation) }
+        if let path = chassis.link("Power") { parts.power = try await self.optional(path, operation: operation) }
+      }
       return RedfishInventory.inventory(parts)
     }
   }
@@ -62,6 +68,8 @@ package enum RedfishInventory {
     package var nics: [JSONValue] = []
     package var processors: [JSONValue] = []
     package var drives: [JSONValue] = []
+    package var thermal: JSONValue?
+    package var power: JSONValue?
 
     package init(system: JSONValue) {
       self.system = system
@@ -78,6 +86,12 @@ package enum RedfishInventory {
   package static func inventory(_ parts: Parts) -> HardwareInventory {
     let system = parts.system
     var inventory = HardwareInventory()
+    inventory.health = health(system["Status"], rollup: true)
+    inventory.firmwareMode = system.at("Boot", "BootSourceOverrideMode")?.stringValue.flatMap {
+      ["UEFI", "Legacy"].contains($0) ? $0 : nil
+    }
+    inventory.thermal = parts.thermal.flatMap(thermal)
+    if let power = parts.power { add(power, to: &inventory) }
     inventory.manufacturer = system.text("Manufacturer")
     inventory.model = system.text("Model")
     inventory.serialNumber = system.text("SerialNumber")
@@ -97,6 +111,49 @@ package enum RedfishInventory {
         serialNumber: drive.text("SerialNumber"), capacityBytes: drive["CapacityBytes"]?.int64Value)
     }.sorted { ($0.name, $0.serialNumber ?? "") < ($1.name, $1.serialNumber ?? "") }
     return inventory
+  }
+
+  /// The health words of the specification (DSP0268, `Status`), from best to worst.
+  private static let healths = ["OK", "Warning", "Critical"]
+
+  private static func health(_ status: JSONValue?, rollup: Bool = false) -> String? {
+    let words = [rollup ? status?["HealthRollup"] : nil, status?["Health"]]
+    return words.compactMap { $0?.stringValue }.first { healths.contains($0) }
+  }
+
+  private static func worst(_ words: [String?]) -> String? {
+    words.compactMap { $0.flatMap { healths.firstIndex(of: $0) } }.max().map { healths[$0] }
+  }
+
+  private static func isPresent(_ part: JSONValue) -> Bool { part.at("Status", "State")?.stringValue != "Absent" }
+
+  /// A reading in whole units; what cannot be one is left out.
+  private static func whole(_ value: JSONValue?, in range: ClosedRange<Double>) -> Int? {
+    value?.doubleValue.flatMap { range.contains($0) ? Int($0.rounded()) : nil }
+  }
+
+  private static func thermal(_ document: JSONValue) -> HardwareInventory.Thermal? {
+    let sensors = (document["Temperatures"]?.arrayValue ?? []).filter(isPresent)
+    let fans = (document["Fans"]?.arrayValue ?? []).filter(isPresent)
+    guard !sensors.isEmpty || !fans.isEmpty else { return nil }
+    let readings = sensors.compactMap { sensor in
+      whole(sensor["ReadingCelsius"], in: -100...500).map { (sensor.text("Name"), $0) }
+    }
+    let warmest = readings.max { $0.1 < $1.1 }
+    return HardwareInventory.Thermal(
+      health: worst((sensors + fans).map { health($0["Status"]) }), warmestSensor: warmest?.0,
+      warmestCelsius: warmest?.1, fans: document["Fans"] == nil ? nil : fans.count)
+  }
+
+  private static func add(_ document: JSONValue, to inventory: inout HardwareInventory) {
+    inventory.consumedWatts = whole(
+      document["PowerControl"]?.arrayValue?.first?["PowerConsumedWatts"], in: 0...1_000_000)
+    inventory.powerSupplies = (document["PowerSupplies"]?.arrayValue ?? []).filter(isPresent).prefix(32).enumerated()
+      .map { index, supply in
+        HardwareInventory.PowerSupply(
+          name: supply.text("Name") ?? supply.text("MemberId") ?? "supply\(index)", health: health(supply["Status"]),
+          capacityWatts: whole(supply["PowerCapacityWatts"], in: 0...1_000_000))
+      }.sorted { ($0.name, $0.capacityWatts ?? 0) < ($1.name, $1.capacityWatts ?? 0) }
   }
 
   private static func memory(_ system: JSONValue) -> Int? {

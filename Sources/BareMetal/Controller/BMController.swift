@@ -22,6 +22,9 @@ public struct BMController: Sendable {
     public var identity: String?
     /// Whether several of these may run, of which one leads.
     public var leaderElection = true
+    /// How many machines may be leaving hosts that are drained, and when none may.
+    public var evacuationsMax = 4
+    public var evacuationTroublePercentMax = 25
     /// Whether SIGTERM and SIGINT end `run()`.
     public var handlesSignals = true
 
@@ -34,14 +37,17 @@ public struct BMController: Sendable {
   private let logger: Logger
   private let makeBMC: @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC
   private let releaseBMC: @Sendable (BMCAddress) async -> Void
+  private let forgetRefusals: @Sendable (BMCAddress) -> Void
 
   /// - Parameters:
   ///   - makeBMC: Gives the client for a BMC, for example `BMCClientPool.client`.
   ///   - releaseBMC: Called when that client is needed no more, for example `BMCClientPool.remove`.
+  ///   - forgetRefusals: Called when a refused account may be tried again, for example `BMCClientPool.forgetRefusals`.
   public init(
     client: KubernetesClient, configuration: Configuration, registry: MetricsRegistry, logger: Logger,
     makeBMC: @escaping @Sendable (BMCAddress, BMCCredentials, BMCTrust) throws -> any BMC,
-    releaseBMC: @escaping @Sendable (BMCAddress) async -> Void = { _ in }
+    releaseBMC: @escaping @Sendable (BMCAddress) async -> Void = { _ in },
+    forgetRefusals: @escaping @Sendable (BMCAddress) -> Void = { _ in }
   ) {
     self.client = client
     self.configuration = configuration
@@ -49,6 +55,7 @@ public struct BMController: Sendable {
     self.logger = logger
     self.makeBMC = makeBMC
     self.releaseBMC = releaseBMC
+    self.forgetRefusals = forgetRefusals
   }
 
   /// Runs until it is told to stop, or the task is cancelled.
@@ -68,21 +75,30 @@ public struct BMController: Sendable {
     manager.add(caches.persistentVolumes)
     manager.add(caches.attachments)
     manager.add(caches.bootData)
+    manager.add(caches.migrations)
     let recorder = EventRecorder(client: client, component: "bm-controller", logger: logger, registry: registry)
     manager.add(recorder)
 
     let machineQueue = WorkQueue(name: "machines", registry: registry)
     let hostQueue = WorkQueue(name: "hosts", registry: registry)
     let powerQueue = WorkQueue(name: "power", registry: registry)
+    let migrationQueue = WorkQueue(name: "migrations", registry: registry)
+    let drainQueue = WorkQueue(name: "drains", registry: registry)
     let client = client
     let power = PowerService(
       findHost: { caches.hosts.get(name: $0) },
       readSecret: { try await client.get(Secret.self, name: $0, namespace: $1) },
-      makeBMC: makeBMC, releaseBMC: releaseBMC, limits: powerLimits, logger: logger,
+      makeBMC: makeBMC, releaseBMC: releaseBMC, forgetRefusals: forgetRefusals,
+      tell: { name, event in
+        guard let host = caches.hosts.get(name: name) else { return }
+        recorder.event(regarding: host, type: event.type, reason: event.reason, message: event.message)
+      },
+      limits: powerLimits, logger: logger,
       wake: { powerQueue.add(ObjectKey(name: $0)) },
       changed: { host in
         hostQueue.add(ObjectKey(name: host))
         for key in caches.machines(on: host) { machineQueue.add(key) }
+        for migration in caches.openMigrations() { migrationQueue.add(migration.key) }
       })
     manager.beforeLeading { power.startOver() }
     let cluster = KubernetesCluster(client: client, caches: caches)
@@ -92,8 +108,19 @@ public struct BMController: Sendable {
       try await liveness.run { hostQueue.add(ObjectKey(name: $0)) }
     }
     let metrics = MachineMetrics(registry: registry)
+    feed(migrations: migrationQueue, drains: drainQueue, machines: machineQueue, from: caches)
     feed(machines: machineQueue, hosts: hostQueue, power: powerQueue, from: caches, metrics: metrics)
 
+    let overdue = OverdueMachines(registry: registry)
+    caches.machines.onChange { change in
+      switch change {
+      case .added(let machine), .updated(_, let machine):
+        let phase = machine.metadata.isBeingDeleted ? .deleting : machine.status?.phase ?? .pending
+        overdue.observe(machine.key, phase)
+      case .deleted(let machine): overdue.observe(machine.key, nil)
+      }
+    }
+    manager.add(name: "phases' limits", scope: .always) { try await overdue.run() }
     manager.add(
       Controller(
         name: "machines",
@@ -108,6 +135,22 @@ public struct BMController: Sendable {
           caches: caches, cluster: cluster, executor: executor, power: power, liveness: liveness, events: recorder,
           logger: logger),
         queue: hostQueue, workers: 8, logger: logger, registry: registry))
+    manager.add(
+      Controller(
+        name: "migrations",
+        reconciler: MigrationReconciler(
+          caches: caches, cluster: cluster, power: { power.view($0) }, events: recorder,
+          metrics: MigrationMetrics(registry: registry), logger: logger),
+        queue: migrationQueue, workers: 4, logger: logger, registry: registry))
+    var drainLimits = DrainLimits()
+    drainLimits.parallelMax = configuration.evacuationsMax
+    drainLimits.troublePercentMax = configuration.evacuationTroublePercentMax
+    manager.add(
+      Controller(
+        name: "drains",
+        reconciler: DrainReconciler(
+          caches: caches, cluster: cluster, events: recorder, limits: drainLimits, logger: logger),
+        queue: drainQueue, workers: 1, logger: logger, registry: registry))
     manager.add(
       Controller(
         name: "power", reconciler: power, queue: powerQueue, workers: configuration.bmcWorkers,
@@ -165,7 +208,13 @@ public struct BMController: Sendable {
       secret.metadata.labels?[Names.hostLabel].map { [ObjectKey(name: $0)] } ?? []
     }
     caches.hosts.feed(hosts)
-    caches.hosts.feed(power, isRelevant: { old, new in old.spec.bmc != new.spec.bmc }) { [$0.key] }
+    caches.hosts.feed(
+      power,
+      isRelevant: { old, new in
+        old.spec.bmc != new.spec.bmc
+          || old.metadata.annotations?[Names.rescanAnnotation] != new.metadata.annotations?[Names.rescanAnnotation]
+      }
+    ) { [$0.key] }
     caches.hosts.feed(machines) { host in
       if caches.hosts.get(host.key) == nil {
         // Whoever has something there is told, even where the machine is no more.
@@ -178,6 +227,37 @@ public struct BMController: Sendable {
       return lost + caches.machines.byIndex(ControllerCaches.Index.waiting, "waiting").map(\.key)
     }
   }
+}
+
+extension BMController {
+  /// Migrations look at their machines and at the hosts; machines at their migrations.
+  private func feed(migrations: WorkQueue, drains: WorkQueue, machines: WorkQueue, from caches: ControllerCaches) {
+    caches.migrations.feed(migrations)
+    // Others of the same machine wait for their turn.
+    caches.migrations.feed(migrations) { migration in
+      caches.migrations.byIndex(ControllerCaches.Index.machine, migration.machineKey.description).map(\.key)
+    }
+    caches.migrations.feed(machines) { [$0.machineKey] }
+    caches.machines.feed(migrations) { machine in
+      caches.migrations.byIndex(ControllerCaches.Index.machine, machine.key.description).filter(\.isOpen).map(\.key)
+    }
+    caches.hosts.feed(migrations) { _ in caches.openMigrations().map(\.key) }
+    caches.hosts.feed(drains) { host in
+      let conditions = host.status?.conditions ?? []
+      let isMeant = host.spec.drain || host.spec.powerCut
+      return isMeant || conditions.condition(BareMetalHost.ConditionType.drained) != nil ? [host.key] : []
+    }
+    // One that ends makes room for another.
+    caches.migrations.feed(drains) { migration in
+      guard migration.metadata.labels?[Names.evacuatedHostLabel] != nil else { return [] }
+      return caches.hosts.byIndex(ControllerCaches.Index.drained, ControllerCaches.Index.drained).map(\.key)
+    }
+  }
+}
+
+extension BareMetalMachineMigration {
+  /// The machine that it names.
+  package var machineKey: ObjectKey { ObjectKey(namespace: metadata.namespace, name: spec.machineName) }
 }
 
 extension ControllerCaches {

@@ -25,6 +25,13 @@ package protocol Cluster: Sendable {
   func attachments(onHost host: String) async throws -> [VolumeAttachment]
   func create(_ attachment: VolumeAttachment) async throws
   func deleteAttachment(_ name: String, uid: String) async throws
+  /// Lets an attachment that is being deleted go without its DPU's word.
+  func removeFinalizer(from attachment: VolumeAttachment) async throws
+
+  /// Patches the status, only if nobody changed the migration since it was read.
+  func patchStatus(of migration: BareMetalMachineMigration, _ patch: JSONValue) async throws
+  func create(_ migration: BareMetalMachineMigration) async throws
+  func deleteMigration(_ key: ObjectKey, uid: String) async throws
 
   func bootData(host: String) async throws -> Secret?
   func create(bootData: Secret) async throws
@@ -107,6 +114,27 @@ package struct KubernetesCluster: Cluster {
 
   package func deleteAttachment(_ name: String, uid: String) async throws {
     try await client.delete(VolumeAttachment.self, name: name, uid: uid)
+  }
+
+  package func removeFinalizer(from attachment: VolumeAttachment) async throws {
+    _ = try await client.removeFinalizer(Names.attachmentFinalizer, from: attachment)
+  }
+
+  package func patchStatus(of migration: BareMetalMachineMigration, _ patch: JSONValue) async throws {
+    var body: JSONValue = ["status": patch]
+    if let version = migration.metadata.resourceVersion { body["metadata"] = ["resourceVersion": .string(version)] }
+    caches.migrations.store(
+      try await client.mergePatch(
+        BareMetalMachineMigration.self, name: migration.key.name, namespace: migration.key.namespace, patch: body,
+        subresource: "status", fieldManager: ControllerNames.fieldManager))
+  }
+
+  package func create(_ migration: BareMetalMachineMigration) async throws {
+    caches.migrations.store(try await client.create(migration))
+  }
+
+  package func deleteMigration(_ key: ObjectKey, uid: String) async throws {
+    try await client.delete(BareMetalMachineMigration.self, name: key.name, namespace: key.namespace, uid: uid)
   }
 
   package func bootData(host: String) async throws -> Secret? {

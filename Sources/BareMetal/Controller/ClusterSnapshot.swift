@@ -19,6 +19,8 @@ package protocol ClusterSnapshot: Sendable {
   /// Attachments that were made for a machine of this name, whatever its UID.
   func attachments(madeFor key: ObjectKey) -> [VolumeAttachment]
   func bootData(host: String) -> Secret?
+  /// Migrations that name this machine.
+  func migrations(of machine: ObjectKey) -> [BareMetalMachineMigration]
 }
 
 extension ControllerCaches: ClusterSnapshot {
@@ -38,6 +40,9 @@ extension ControllerCaches: ClusterSnapshot {
   }
   package func bootData(host: String) -> Secret? {
     bootData.get(name: Names.bootData(host: host), namespace: Names.systemNamespace)
+  }
+  package func migrations(of machine: ObjectKey) -> [BareMetalMachineMigration] {
+    migrations.byIndex(Index.machine, machine.description)
   }
 }
 
@@ -74,6 +79,7 @@ extension MachineView {
     for address in machine.spec.askedAddresses {
       rivals[address] = snapshot.machines(asking: address).filter { $0.metadata.uid != uid }.map(\.key).sorted()
     }
+    move = MachineMove(ofMachine: uid, among: snapshot.migrations(of: machine.key))
     let held = snapshot.hosts(heldBy: uid)
     if held.isEmpty, machine.status?.host == nil, !machine.metadata.isBeingDeleted {
       hosts = snapshot.allHosts()
@@ -81,6 +87,7 @@ extension MachineView {
       var names = Set(held.compactMap(\.metadata.name))
       names.formUnion(attachments.compactMap(\.host))
       if let name = machine.status?.host { names.insert(name) }
+      if let target = move?.target { names.insert(target) }
       hosts = names.sorted().compactMap { snapshot.host($0) }
     }
     for host in Set(held.compactMap(\.metadata.name)).union(attachments.compactMap(\.host)) {

@@ -11,6 +11,7 @@ package struct ControllerCaches: Sendable {
   package let persistentVolumes: ObjectCache<PersistentVolume>
   package let attachments: ObjectCache<VolumeAttachment>
   package let bootData: ObjectCache<Secret>
+  package let migrations: ObjectCache<BareMetalMachineMigration>
 
   package enum Index {
     /// Machines by the UID of their own.
@@ -21,7 +22,11 @@ package struct ControllerCaches: Sendable {
     package static let waiting = "waiting"
     /// Machines by the MAC and IPv4 addresses that their specs ask for.
     package static let address = "address"
-    /// Attachments by the machine's name: `namespace/name`.
+    /// Hosts that are to be emptied: one value, `drained`.
+    package static let drained = "drained"
+    /// Migrations that are not finished: one value, `open`.
+    package static let open = "open"
+    /// Attachments and migrations by the machine's name: `namespace/name`.
     package static let machine = "machine"
     /// Attachments by the machine's UID.
     package static let machineUID = "machineUID"
@@ -40,8 +45,11 @@ package struct ControllerCaches: Sendable {
         Index.waiting: { $0.status?.host == nil && !$0.metadata.isBeingDeleted ? ["waiting"] : [] },
       ], logger: logger, registry: registry)
     hosts = ObjectCache(
-      client: client, indexers: [Index.machineUID: { $0.status?.claim.map { [$0.uid] } ?? [] }], logger: logger,
-      registry: registry)
+      client: client,
+      indexers: [
+        Index.machineUID: { $0.status?.claim.map { [$0.uid] } ?? [] },
+        Index.drained: { $0.spec.drain || $0.spec.powerCut ? [Index.drained] : [] },
+      ], logger: logger, registry: registry)
     claims = ObjectCache(
       client: client,
       indexers: [Index.machineUID: { $0.metadata.labels?[Names.machineUIDLabel].map { [$0] } ?? [] }], logger: logger,
@@ -57,7 +65,16 @@ package struct ControllerCaches: Sendable {
     bootData = ObjectCache(
       client: client, namespace: Names.systemNamespace, labelSelector: Names.hostLabel, logger: logger,
       registry: registry)
+    migrations = ObjectCache(
+      client: client,
+      indexers: [
+        Index.machine: { [$0.machineKey.description] },
+        Index.open: { $0.isFinished ? [] : [Index.open] },
+      ], logger: logger, registry: registry)
   }
+
+  /// The migrations that are not finished: few, as a rule.
+  package func openMigrations() -> [BareMetalMachineMigration] { migrations.byIndex(Index.open, Index.open) }
 
   /// Every claim that a machine has to do with.
   package static func claims(of machine: BareMetalMachine) -> [ObjectKey] {

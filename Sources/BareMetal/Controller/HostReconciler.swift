@@ -38,6 +38,7 @@ package struct HostReconciler: Reconcile {
     let facts = power.facts(name)
     view.bmcAnswered = facts.answered
     view.hardware = facts.hardware
+    view.credentialsProblem = power.accountProblem(name)
     view.attachments = caches.attachments(onHost: name)
     view.bootData = caches.bootData(host: name)
     view.handlerAlive = liveness.isAlive(name)

@@ -40,6 +40,17 @@ package func machineEvents(
     if before?.status == .false, before?.reason == condition.reason { continue }
     events.append(PlannedEvent(type: .warning, reason: condition.reason, message: condition.message))
   }
+  let moving = new.conditions?.condition(BareMetalMachine.ConditionType.migrating)
+  let moved = old?.conditions?.condition(BareMetalMachine.ConditionType.migrating)
+  if let moving, moved?.message != moving.message {
+    events.append(PlannedEvent(type: .normal, reason: "Migrating", message: moving.message))
+  } else if let moved, moving == nil {
+    let there = new.host.map { moved.message.contains(" to \($0) ") } ?? false
+    events.append(
+      PlannedEvent(
+        type: .normal, reason: there ? "Migrated" : "MigrationEnded",
+        message: "\(moved.message): " + (there ? "done" : "ended before; the host is \(new.host ?? "none")")))
+  }
   // The one condition that is trouble while it is true.
   if let change = new.conditions?.condition(BareMetalMachine.ConditionType.restartNeeded), change.status == .true {
     let before = old?.conditions?.condition(change.type)
@@ -52,6 +63,7 @@ package func machineEvents(
 
 /// Reasons of conditions that are false because something is on its way, as it should be.
 private let harmless: Set<String> = [
-  "Waiting", "Claiming", "NotNeeded", "Attaching", "Preparing", "PoweringOn", "Off", "Stopping", "Stopped", "Deleting",
+  "Waiting", "Migrating", "Claiming", "NotNeeded", "Attaching", "Preparing", "PoweringOn", "Off", "Stopping", "Stopped",
+  "Deleting",
   "Pending", "Provisioning", "Starting", "Unclear", "Reclaiming", "UploadPending", "UploadRunning",
 ]

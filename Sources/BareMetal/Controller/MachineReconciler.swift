@@ -31,7 +31,9 @@ package struct MachineReconciler: Reconcile {
       plan = BareMetal.plan(try await view(of: machine))
     }
     if plan.steps == [.removeFinalizer] {
-      logger.info("everything is given back; the machine goes", metadata: ["object": "\(key)"])
+      let end = plan.status.conditions?.condition(BareMetalMachine.ConditionType.deleted)
+      logger.info("the machine goes", metadata: ["object": "\(key)", "message": "\(end?.message ?? "")"])
+      if let end, end.reason == "Forced" { tellForced(machine, message: end.message) }
       try await cluster.removeFinalizer(from: machine)
       return .done
     }
@@ -70,6 +72,15 @@ package struct MachineReconciler: Reconcile {
     switch status.phase {
     case .running, .stopped: return .requeue(after: .seconds(600))
     default: return .requeue(after: machine.spec.cloudInit?.userDataSecretRef == nil ? .seconds(120) : .seconds(5))
+    }
+  }
+
+  /// What remains of a machine that goes by force is told where people look for it, also when the machine is gone.
+  private func tellForced(_ machine: BareMetalMachine, message: String) {
+    events?.event(regarding: machine, type: .warning, reason: "DeletedByForce", message: message)
+    for host in caches.hosts(heldBy: machine.metadata.uid ?? "") {
+      events?.event(
+        regarding: host, type: .warning, reason: "DeletedByForce", message: "the machine \(machine.key) was \(message)")
     }
   }
 

@@ -45,6 +45,13 @@ package final class PowerService: Reconcile {
     var tracker: PowerTracker
     /// As it was talked to last.
     var contact: Contact?
+    /// The contact that the BMC last accepted. It is kept while a new account is not accepted.
+    var proven: Contact?
+    /// The account in the secret, where the BMC refused it and the one before is used; and what the BMC said.
+    var refused: BMCCredentials?
+    var refusal: String?
+    /// The request to read everything anew that was acted on.
+    var rescan: String?
     /// Why the BMC cannot be asked, and how often in a row it could not.
     var problem: String?
     var failures = 0
@@ -62,6 +69,8 @@ package final class PowerService: Reconcile {
   private let readSecret: @Sendable (_ name: String, _ namespace: String) async throws -> Secret
   private let makeBMC: MakeBMC
   private let releaseBMC: @Sendable (BMCAddress) async -> Void
+  private let forgetRefusals: @Sendable (BMCAddress) -> Void
+  private let tell: @Sendable (String, PlannedEvent) -> Void
   private let wake: @Sendable (String) -> Void
   private let limits: Limits
   private let logger: Logger
@@ -71,19 +80,24 @@ package final class PowerService: Reconcile {
 
   /// - Parameters:
   ///   - releaseBMC: Called when a BMC is not talked to any more, or with another account: sessions are few on a BMC.
+  ///   - forgetRefusals: Called when an account that the BMC refused may be good by now.
+  ///   - tell: Called with a host's name and something that people should know.
   ///   - wake: Called with a host's name when it is to be looked at soon.
   ///   - changed: Called with a host's name when something about its power or inventory is new.
   package init(
     findHost: @escaping @Sendable (String) -> BareMetalHost?,
     readSecret: @escaping @Sendable (_ name: String, _ namespace: String) async throws -> Secret,
     makeBMC: @escaping MakeBMC, releaseBMC: @escaping @Sendable (BMCAddress) async -> Void = { _ in },
-    limits: Limits = Limits(), logger: Logger,
+    forgetRefusals: @escaping @Sendable (BMCAddress) -> Void = { _ in },
+    tell: @escaping @Sendable (String, PlannedEvent) -> Void = { _, _ in }, limits: Limits = Limits(), logger: Logger,
     wake: @escaping @Sendable (String) -> Void, changed: @escaping @Sendable (String) -> Void
   ) {
     self.findHost = findHost
     self.readSecret = readSecret
     self.makeBMC = makeBMC
     self.releaseBMC = releaseBMC
+    self.forgetRefusals = forgetRefusals
+    self.tell = tell
     self.wake = wake
     self.limits = limits
     self.logger = logger
@@ -111,6 +125,10 @@ package final class PowerService: Reconcile {
       entries = entries.mapValues { old in
         var entry = Entry(tracker: PowerTracker(limits: limits.tracker))
         entry.contact = old.contact
+        entry.proven = old.proven
+        entry.refused = old.refused
+        entry.refusal = old.refusal
+        entry.rescan = old.rescan
         // What hardware there is does not depend on who leads.
         entry.hardware = old.hardware
         entry.inventoryAt = old.hardware == nil ? nil : old.inventoryAt
@@ -151,6 +169,9 @@ package final class PowerService: Reconcile {
     entries.withLock { ($0[host]?.answered ?? false, $0[host]?.hardware) }
   }
 
+  /// Why the account in the secret is not the one that is used; nil where it is.
+  package func accountProblem(_ host: String) -> String? { entries.withLock { $0[host]?.refusal } }
+
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
     try await attend(to: key.name).map { .requeue(after: $0) } ?? .done
   }
@@ -162,6 +183,7 @@ package final class PowerService: Reconcile {
       if let contact = entry?.contact { await releaseBMC(contact.address) }
       return nil
     }
+    takeRescan(of: host)
     do {
       let bmc = try await client(for: host)
       return try await look(at: host, bmc)
@@ -171,14 +193,72 @@ package final class PowerService: Reconcile {
     } catch is CancellationError {
       throw CancellationError()
     } catch {
+      if let again = reconsiderAccount(error, host: host) { return again }
       return note(error, host: host)
     }
+  }
+
+  /// Where somebody asks for it, everything is read anew, and a refused account is tried once more.
+  private func takeRescan(of host: BareMetalHost) {
+    guard let asked = host.metadata.annotations?[Names.rescanAnnotation] else { return }
+    let address = entries.withLock { entries -> BMCAddress? in
+      var entry = entries[host.key.name] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
+      guard entry.rescan != asked else { return nil }
+      entry.rescan = asked
+      entry.inventoryAt = nil
+      entry.refused = nil
+      entries[host.key.name] = entry
+      return entry.contact?.address
+    }
+    if let address { forgetRefusals(address) }
+  }
+
+  /// What follows where an account is refused and there is another: a new one gives way to the one before, so that nobody
+  /// is locked out; where that is refused as well, the accounts at the BMC have changed, and the new one is tried again.
+  /// Returns when to look again, nil where there is no other account.
+  private func reconsiderAccount(_ error: any Error, host: BareMetalHost) -> Duration? {
+    guard isRefusedAccount(error) else { return nil }
+    let name = host.metadata.name ?? ""
+    let refusal = "the new account is refused, and the one before is used: \(describe(error, host: host))"
+    let outcome = update(name) { entry, _ -> (isNews: Bool, forget: BMCAddress?)? in
+      guard let contact = entry.contact, let proven = entry.proven, proven.address == contact.address else {
+        return nil
+      }
+      if contact.credentials != proven.credentials {
+        let isNews = entry.refusal == nil
+        entry.refused = contact.credentials
+        entry.refusal = refusal
+        return (isNews, nil)
+      }
+      guard entry.refused != nil else { return nil }
+      entry.refused = nil
+      entry.refusal = nil
+      entry.proven = nil
+      return (false, contact.address)
+    }
+    guard let outcome else { return nil }
+    if let address = outcome.forget { forgetRefusals(address) }
+    if outcome.isNews { tell(name, PlannedEvent(type: .warning, reason: "NewAccountRefused", message: refusal)) }
+    return .milliseconds(100)
+  }
+
+  /// The BMC answered: the account is good.
+  private func noteAccepted(_ name: String) {
+    let isRotated = update(name) { entry, _ -> Bool in
+      guard let contact = entry.contact, entry.proven != contact else { return false }
+      let before = entry.proven
+      entry.proven = contact
+      return before.map { $0.address == contact.address && $0.credentials != contact.credentials } ?? false
+    }
+    guard isRotated else { return }
+    tell(name, PlannedEvent(type: .normal, reason: "AccountChanged", message: "the BMC took the new account"))
   }
 
   /// One reading, and the command that follows from it, if any. Returns when to look again.
   private func look(at host: BareMetalHost, _ bmc: any BMC) async throws -> Duration {
     let name = host.metadata.name ?? ""
     let state = try await bmc.power()
+    noteAccepted(name)
     let move = update(name) { entry, now in
       entry.answered = true
       entry.failures = 0
@@ -232,10 +312,10 @@ package final class PowerService: Reconcile {
     let now = now
     let (result, isNew) = entries.withLock { entries -> (R, Bool) in
       var entry = entries[name] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
-      let before = (view(entry, now), entry.answered, entry.hardware)
+      let before = (view(entry, now), entry.answered, entry.hardware, entry.refusal)
       let result = body(&entry, now)
       entries[name] = entry
-      let after = (view(entry, now), entry.answered, entry.hardware)
+      let after = (view(entry, now), entry.answered, entry.hardware, entry.refusal)
       return (result, before != after)
     }
     if isNew { changed(name) }
@@ -324,14 +404,22 @@ package final class PowerService: Reconcile {
       }
       trust = .authorities(pem: pem)
     }
-    let contact = Contact(
+    let wanted = Contact(
       address: try BMCAddress(bmc.address),
       credentials: BMCCredentials(username: username.trimmingLineEnd(), password: password.trimmingLineEnd()),
       trust: trust)
-    let before = entries.withLock { entries in
-      var entry = entries[key] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
-      defer { entries[key] = entry }
-      return swap(&entry.contact, contact)
+    let (before, contact) = update(key) { entry, _ in
+      var contact = wanted
+      if let proven = entry.proven, proven.address == wanted.address, entry.refused == wanted.credentials {
+        contact.credentials = proven.credentials
+      } else if let refused = entry.refused, refused != wanted.credentials {
+        // Another content of the secret, or the old one again.
+        entry.refused = nil
+        entry.refusal = nil
+      } else if entry.proven?.credentials == wanted.credentials {
+        entry.refusal = nil
+      }
+      return (swap(&entry.contact, contact), contact)
     }
     if let before, before != contact { await releaseBMC(before.address) }
     return try makeBMC(contact.address, contact.credentials, contact.trust)
@@ -356,6 +444,18 @@ extension String {
 extension BareMetalHost.Hardware {
   package init(_ inventory: HardwareInventory) {
     self.init()
+    health = inventory.health
+    firmwareMode = inventory.firmwareMode
+    thermal = inventory.thermal.map {
+      Thermal(
+        health: $0.health, warmestSensor: $0.warmestSensor, warmestCelsius: $0.warmestCelsius, fans: $0.fans)
+    }
+    consumedWatts = inventory.consumedWatts
+    if !inventory.powerSupplies.isEmpty {
+      powerSupplies = inventory.powerSupplies.map {
+        PowerSupply(name: $0.name, health: $0.health, capacityWatts: $0.capacityWatts)
+      }
+    }
     manufacturer = inventory.manufacturer
     model = inventory.model
     serialNumber = inventory.serialNumber

@@ -37,13 +37,17 @@ package struct StepExecutor: Sendable {
       try await tolerating(.notFound, .conflict) { try await cluster.deleteClaim(claim, uid: uid) }
     case .claimHost(let host):
       try await claim(host, key: key, uid: uid)
-    case .releaseHost(let host):
-      try await release(host, uid: uid)
+    case .releaseHost(let host, let kept):
+      try await release(host, uid: uid, unlessLast: kept)
     case .createAttachment(let attachment):
       try await tolerating(.alreadyExists) { try await cluster.create(attachment) }
     case .deleteAttachment(let name, let attachmentUID, let host):
       if let host { try await checkNotHeld(host, uid: uid, attachment: name) }
       try await tolerating(.notFound, .conflict) { try await cluster.deleteAttachment(name, uid: attachmentUID) }
+    case .noteLeftovers(let host, let volumes, let machine):
+      try await note(volumes, of: machine, on: host, uid: uid)
+    case .waiveAttachment(let name, let attachmentUID, let host):
+      try await waive(name, attachmentUID: attachmentUID, host: host, uid: uid)
     case .writeBootData(let host, let data):
       try await write(data, host: host)
     case .deleteBootData(let host, let uid):
@@ -75,7 +79,8 @@ package struct StepExecutor: Sendable {
         throw BareMetalError(
           .stale, operation: "claim host \(name)", message: "\(holder.namespace)/\(holder.name) was faster")
       }
-      guard !host.metadata.isBeingDeleted, host.metadata.hasFinalizer(Names.claimFinalizer), !host.spec.maintenance
+      guard !host.metadata.isBeingDeleted, host.metadata.hasFinalizer(Names.claimFinalizer), !host.spec.maintenance,
+        !host.spec.drain, !host.spec.powerCut
       else {
         throw BareMetalError(.stale, operation: "claim host \(name)", message: "it takes no machine any more")
       }
@@ -93,18 +98,18 @@ package struct StepExecutor: Sendable {
 
   /// Throws where the machine holds the host, by the API server's own word.
   private func checkNotHeld(_ name: String, uid: String, attachment: String) async throws {
-    do {
-      guard try await cluster.host(name).status?.claim?.uid == uid else { return }
-    } catch let error as KubernetesError where error.code == .notFound {
-      return
-    }
+    guard try await holds(name, uid: uid) else { return }
     throw BareMetalError(
       .stale, operation: "delete attachment \(attachment)", message: "the machine holds \(name), which may be on")
   }
 
   /// Gives a host back, if nothing of the machine is left on it at the API server itself.
-  private func release(_ name: String, uid: String) async throws {
+  private func release(_ name: String, uid: String, unlessLast kept: String?) async throws {
     for _ in 0..<Self.conflictsMax {
+      if let kept, try await !holds(kept, uid: uid) {
+        throw BareMetalError(
+          .stale, operation: "release host \(name)", message: "the machine does not hold \(kept) any more")
+      }
       let host: BareMetalHost
       do {
         host = try await cluster.host(name)
@@ -125,6 +130,42 @@ package struct StepExecutor: Sendable {
       }
     }
     throw BareMetalError(.stale, operation: "release host \(name)", message: "it changes too often; tries again later")
+  }
+
+  private func note(_ volumes: [String], of machine: String, on name: String, uid: String) async throws {
+    let host = try await cluster.host(name)
+    guard host.spec.powerCut, host.status?.claim?.uid == uid else {
+      throw BareMetalError(.stale, operation: "note what is left on \(name)", message: "its power is not cut any more")
+    }
+    var leftovers = host.status?.leftovers ?? []
+    for volume in volumes where !leftovers.contains(where: { $0.volume == volume }) {
+      leftovers.append(.init(volume: volume, machine: machine, since: .now()))
+    }
+    try await cluster.patchStatus(
+      of: host, ["leftovers": try MergePatch.json(["list": leftovers])["list"] ?? []], locked: true)
+  }
+
+  /// Lets an attachment go, where by the API server's own word the operator says so still and it is written down.
+  private func waive(_ name: String, attachmentUID: String, host hostName: String, uid: String) async throws {
+    let host = try await cluster.host(hostName)
+    let present = try await cluster.attachments(onHost: hostName).first { $0.metadata.uid == attachmentUID }
+    guard let attachment = present, attachment.metadata.isBeingDeleted else { return }
+    guard host.spec.powerCut, host.status?.claim?.uid == uid,
+      host.status?.leftovers?.contains(where: { $0.volume == attachment.volume }) == true
+    else {
+      throw BareMetalError(
+        .stale, operation: "let attachment \(name) go", message: "the power of \(hostName) is not cut any more")
+    }
+    try await tolerating(.notFound, .conflict) { try await cluster.removeFinalizer(from: attachment) }
+  }
+
+  /// Whether the machine holds a host, by the API server's own word.
+  private func holds(_ name: String, uid: String) async throws -> Bool {
+    do {
+      return try await cluster.host(name).status?.claim?.uid == uid
+    } catch let error as KubernetesError where error.code == .notFound {
+      return false
+    }
   }
 
   private func write(_ data: BootData, host: String) async throws {

@@ -19,14 +19,19 @@ package struct Evacuation: Sendable, Hashable {
 ///   - host: nil where the host object is gone.
 ///   - attachments: Those of the machine on this host.
 ///   - bootData: The host's, whoever's it is.
+///   - kept: A host that the machine must hold for this one to be given back; see `MachineStep.releaseHost`.
 package func evacuate(
   hostName: String, host: BareMetalHost?, uid: String, attachments: [VolumeAttachment], bootData: Secret?,
-  power: PowerView?, grace: Duration
+  power: PowerView?, grace: Duration, keeping kept: String? = nil
 ) -> Evacuation {
   var result = Evacuation(steps: [], waitsFor: nil)
   let held = host?.status?.claim?.uid == uid
   // Whatever comes first: a server that is given back must not go on meanwhile.
   if held, power?.wantsOn == true { result.steps.append(.power(host: hostName, .off(grace: grace))) }
+  let power = power?.trusting(host)
+  // Both must be without power: a DPU that gives signs of life is asked, whatever was said.
+  let isDPUSilent = host?.status?.conditions?.condition(BareMetalHost.ConditionType.dpuReady)?.reason == "HandlerSilent"
+  let mayWaive = held && host?.spec.powerCut == true && power?.fencedOff == true && isDPUSilent
 
   // Whether the DPU shows it already is not certain before it is reported, so every one of them counts.
   let inUse = attachments.contains { !$0.metadata.isBeingDeleted }
@@ -41,6 +46,12 @@ package func evacuate(
   for attachment in attachments where !attachment.metadata.isBeingDeleted {
     guard let name = attachment.metadata.name, let uid = attachment.metadata.uid else { continue }
     result.steps.append(.deleteAttachment(name, uid: uid, unlessHeld: held ? nil : hostName))
+  }
+  if mayWaive, let host, !attachments.isEmpty {
+    result.steps += waive(attachments, of: host, name: hostName)
+    result.waitsFor =
+      "takes the volumes from \(hostName) without its DPU's word, as an operator says that it has no power"
+    return result
   }
   if let attachment = attachments.first {
     let error = attachment.status?.detachError?.message.map { " (\($0))" } ?? ""
@@ -57,9 +68,13 @@ package func evacuate(
     if bootData.flatMap({ try? BootData($0) }) != withdrawn {
       result.steps.append(.writeBootData(host: hostName, withdrawn))
     }
-    result.waitsFor =
-      "waits for bm-handler of \(hostName) to remove the seed disk and the network interfaces; is it running?"
-    return result
+    if !mayWaive {
+      result.waitsFor =
+        "waits for bm-handler of \(hostName) to remove the seed disk and the network interfaces; is it running?"
+      return result
+    }
+    // What the DPU finds when it comes back is that nobody holds the host.
+    result.steps.removeAll { if case .writeBootData = $0 { true } else { false } }
   }
   if let bootData, bootData.metadata.annotations?[Names.machineUIDAnnotation] == uid,
     let secretUID = bootData.metadata.uid
@@ -75,9 +90,24 @@ package func evacuate(
     result.waitsFor = offMessage(hostName, power, consequence: "the host stays claimed until then")
     return result
   }
-  result.steps.append(.releaseHost(hostName))
+  result.steps.append(.releaseHost(hostName, unlessLast: kept))
   result.waitsFor = "gives \(hostName) back"
   return result
+}
+
+/// The steps by which attachments go without their DPU's word: first all of them are written down.
+private func waive(_ attachments: [VolumeAttachment], of host: BareMetalHost, name: String) -> [MachineStep] {
+  let noted = Set(host.status?.leftovers?.map(\.volume) ?? [])
+  let missing = attachments.filter { !noted.contains($0.volume) }
+  guard missing.isEmpty else {
+    let claim = host.status?.claim
+    let machine = claim.map { "\($0.namespace)/\($0.name)" } ?? ""
+    return [.noteLeftovers(host: name, volumes: missing.map(\.volume).sorted(), machine: machine)]
+  }
+  return attachments.filter(\.metadata.isBeingDeleted).compactMap { attachment in
+    guard let attachmentName = attachment.metadata.name, let uid = attachment.metadata.uid else { return nil }
+    return .waiveAttachment(attachmentName, uid: uid, host: name)
+  }
 }
 
 private func offMessage(_ host: String, _ power: PowerView?, consequence: String) -> String {

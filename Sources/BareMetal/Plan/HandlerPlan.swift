@@ -140,8 +140,10 @@ package enum HandlerPlan {
 
   /// Whether a function has a name as the handler gives them: `blk-<two digits>-<volume>`. Others in the data plane are
   /// somebody else's and stay.
-  package static func isOwn(_ function: BlockFunction) -> Bool {
-    let parts = function.name.split(separator: "-", maxSplits: 2, omittingEmptySubsequences: false)
+  package static func isOwn(_ function: BlockFunction) -> Bool { isOwn(function: function.name) }
+
+  package static func isOwn(function name: String) -> Bool {
+    let parts = name.split(separator: "-", maxSplits: 2, omittingEmptySubsequences: false)
     return parts.count == 3 && parts[0] == "blk" && parts[1].utf8.count == 2
       && parts[1].utf8.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) } && !parts[2].isEmpty
   }

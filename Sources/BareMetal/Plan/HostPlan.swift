@@ -8,6 +8,8 @@ package struct HostView: Sendable {
   /// Whether the BMC has ever answered since this controller started.
   package var bmcAnswered: Bool
   package var hardware: BareMetalHost.Hardware?
+  /// Why the BMC's account in the secret is not the one that is used.
+  package var credentialsProblem: String?
   /// False where the machine that holds the host is gone for sure, nil where that is not known.
   package var claimantExists: Bool?
   /// Attachments on this host, whoever's.
@@ -108,6 +110,13 @@ package func plan(_ view: HostView) -> HostPlan {
     status.phase = wasRegistered ? .error : .registering
   } else {
     status.phase = host.spec.maintenance ? .maintenance : .available
+  }
+  for finding in findings(view, status: &status) {
+    if let (holds, reason, message) = finding.says {
+      set(finding.type, Condition.Status(holds), reason, message)
+    } else {
+      conditions.remove(finding.type)
+    }
   }
   let cleanup = planCleanup(view, name: name, into: &result)
   if let cleanup {

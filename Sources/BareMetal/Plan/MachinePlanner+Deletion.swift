@@ -37,7 +37,9 @@ extension MachinePlanner {
         }
       }
     }
-    if waits.isEmpty, steps.isEmpty {
+    if !waits.isEmpty, machine.metadata.annotations?[Names.forceDeleteAnnotation] == "true" {
+      forceDeletion(leaving: waits)
+    } else if waits.isEmpty, steps.isEmpty {
       steps = [.removeFinalizer]
       status.message = nil
       set(Kind.deleted, true, "Done", "everything is given back")
@@ -46,9 +48,30 @@ extension MachinePlanner {
       status.message = message
       set(
         Kind.deleted, false, "Waiting",
-        message + ". To delete by force, remove the finalizer \(Names.machineFinalizer): a host that is still claimed "
-          + "then is cleaned up and freed when that becomes possible")
+        message + ". To delete it by force: bmctl delete \(key.name) --force; what is left then is cleaned up, and its "
+          + "host freed, when that becomes possible")
     }
+    set(Kind.ready, false, "Deleting", "the machine is being deleted")
+    status.conditions = conditions
+  }
+}
+
+extension MachinePlanner {
+  /// Lets the machine go with what could not be given back. Nothing of it becomes free by that: the host stays claimed and
+  /// its attachments stay, so that no volume gets a second writer; the host's own plan gives them back when it can.
+  private mutating func forceDeletion(leaving waits: [String]) {
+    let hosts = heldHosts.compactMap(\.metadata.name)
+    let volumes = view.attachments.map(\.volume).sorted()
+    var left: [String] = []
+    if !hosts.isEmpty { left.append("the claim of \(hosts.joined(separator: ", "))") }
+    if !volumes.isEmpty { left.append("the attachments of \(volumes.joined(separator: ", "))") }
+    if left.isEmpty { left.append("what the claims of its disks wait for") }
+    let message =
+      "deleted by force; what remains: \(left.joined(separator: " and ")). It was waited for: "
+      + waits.joined(separator: "; ")
+    steps = [.removeFinalizer]
+    status.message = message
+    set(Kind.deleted, false, "Forced", message)
     set(Kind.ready, false, "Deleting", "the machine is being deleted")
     status.conditions = conditions
   }

@@ -57,7 +57,7 @@ extension MachinePlanner {
   }
 
   /// The boot is over; the next one is another one.
-  private mutating func nextBoot() {
+  mutating func nextBoot() {
     status.boot = boot + 1
     status.bootedAt = nil
     status.addresses = status.addresses?.map { .init(interface: $0.interface, mac: $0.mac) }

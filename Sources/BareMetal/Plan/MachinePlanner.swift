@@ -43,6 +43,8 @@ struct MachinePlanner {
   var handles: [String: String] = [:]
   /// Fields of the spec that differ from what the running machine was booted with.
   var changedFields: [String] = []
+  /// Whether the machine is being taken from its host to get another one.
+  var isLeaving = false
   let orders: [String: Int]
 
   typealias Kind = BareMetalMachine.ConditionType
@@ -91,13 +93,21 @@ struct MachinePlanner {
 
     let held = heldHosts
     let current = held.first
-    evacuateOthers(than: current)
+    let move = view.move
+    evacuateOthers(than: current, sparing: move?.target)
+    if move == nil { conditions.remove(Kind.migrating) }
 
     if let host = current, let name = host.metadata.name {
+      // Another host is another boot, whatever became of the last one.
+      if let before = status.host, before != name, status.bootedAt != nil { nextBoot() }
       status.host = name
       if status.timeline?.hostClaimed == nil { status.timeline?.hostClaimed = view.now }
       set(Kind.hostClaimed, true, "Claimed", "the machine holds \(name)")
-      planOnHost(host, name: name, mayStart: problems.isEmpty)
+      if let move, move.target != name {
+        planMove(move, from: host, name: name, mayStart: problems.isEmpty)
+      } else {
+        planOnHost(host, name: name, mayStart: problems.isEmpty)
+      }
     } else {
       planWithoutHost(mayClaim: problems.isEmpty && volumesAreComing)
     }
@@ -137,20 +147,21 @@ struct MachinePlanner {
   }
 
   /// Takes the machine's attachments and claims back from hosts that are not, or no longer, its host.
-  private mutating func evacuateOthers(than current: BareMetalHost?) {
+  private mutating func evacuateOthers(than current: BareMetalHost?, sparing target: String?) {
     var names = Set(view.attachments.compactMap(\.host))
     names.formUnion(heldHosts.dropFirst().compactMap(\.metadata.name))
     if let name = current?.metadata.name { names.remove(name) }
+    if let target { names.remove(target) }
     // A host that was lost keeps what is on it until somebody decides: see `planWithoutHost`.
     if current == nil, let lost = status.host { names.remove(lost) }
-    for name in names.sorted() { steps += evacuation(of: name).steps }
+    for name in names.sorted() { steps += evacuation(of: name, keeping: current?.metadata.name).steps }
   }
 
-  func evacuation(of name: String, grace: Duration = .zero) -> Evacuation {
+  func evacuation(of name: String, grace: Duration = .zero, keeping kept: String? = nil) -> Evacuation {
     evacuate(
       hostName: name, host: view.hosts.first { $0.metadata.name == name }, uid: uid,
       attachments: view.attachments.filter { $0.host == name }, bootData: view.bootData[name],
-      power: view.power[name], grace: grace)
+      power: view.power[name], grace: grace, keeping: kept)
   }
 
   private mutating func planWithoutHost(mayClaim: Bool) {
@@ -162,6 +173,14 @@ struct MachinePlanner {
           Kind.hostClaimed, false, "HostGone",
           "the host \(lost) was removed while the machine held it, and its server may still be running; register it "
             + "again under the same name, or delete the machine")
+        return
+      }
+      if let claim = host.status?.claim, status.bootedAt == nil, view.attachments.isEmpty {
+        // Given back in good order by one who did not write it down, and taken by another: nothing is left there.
+        status.host = nil
+        set(
+          Kind.hostClaimed, false, "Waiting",
+          "the host \(lost) is held by \(claim.namespace)/\(claim.name) now; takes another")
         return
       }
       if let claim = host.status?.claim {
@@ -234,6 +253,7 @@ struct MachinePlanner {
       if !machine.spec.running { return isOnHost && power == .on ? .stopping : .stopped }
     }
     guard isOnHost else { return .pending }
+    if isLeaving, status.bootedAt != nil { return .stopping }
     guard status.bootedAt != nil else {
       return conditions.isTrue(Kind.attached) ? .starting : .provisioning
     }

@@ -9,12 +9,17 @@ package enum MachineStep: Sendable, Hashable {
   case deleteClaim(ObjectKey, uid: String)
   /// Makes the machine the one holder of a host that has none.
   case claimHost(String)
-  /// Gives a host back whose attachments are gone and whose power is off.
-  case releaseHost(String)
+  /// Gives a host back whose attachments are gone and whose power is off. Where `unlessLast` names another host, only
+  /// while the machine holds that one: somebody may have decided meanwhile that it is to be the other way round.
+  case releaseHost(String, unlessLast: String? = nil)
   case createAttachment(VolumeAttachment)
   /// Takes an attachment away. Where `unlessHeld` names a host, only if the machine does not hold it: the server was
   /// not seen off, and what was known of the claim may be old.
   case deleteAttachment(String, uid: String, unlessHeld: String? = nil)
+  /// Writes down on the host what its DPU may still show when it comes back.
+  case noteLeftovers(host: String, volumes: [String], machine: String)
+  /// Lets an attachment go without the DPU's word, because an operator says that the DPU has no power.
+  case waiveAttachment(String, uid: String, host: String)
   case writeBootData(host: String, BootData)
   case deleteBootData(host: String, uid: String)
   case power(host: String, PowerWish)
@@ -33,9 +38,11 @@ package enum MachineStep: Sendable, Hashable {
     case .createClaim(let claim): "create claim \(claim.key)"
     case .deleteClaim(let key, _): "delete claim \(key)"
     case .claimHost(let host): "claim host \(host)"
-    case .releaseHost(let host): "release host \(host)"
+    case .releaseHost(let host, _): "release host \(host)"
     case .createAttachment(let attachment): "create attachment \(attachment.metadata.name ?? "")"
     case .deleteAttachment(let name, _, _): "delete attachment \(name)"
+    case .noteLeftovers(let host, let volumes, _): "note on \(host) what is left: \(volumes.joined(separator: ", "))"
+    case .waiveAttachment(let name, _, let host): "let attachment \(name) go without the word of \(host)"
     case .writeBootData(let host, _): "write the boot data of \(host)"
     case .deleteBootData(let host, _): "delete the boot data of \(host)"
     case .power(let host, let wish): "power of \(host): \(wish)"
@@ -74,6 +81,8 @@ package struct MachineView: Sendable {
   package var userData: UserData
   /// Other machines that ask for the same MAC or IPv4 address, by address.
   package var rivals: [String: [ObjectKey]]
+  /// Where the machine is being moved to.
+  package var move: MachineMove?
   package var now: MicroTimestamp
   /// How long an operating system gets to shut down.
   package var shutdownGrace: Duration

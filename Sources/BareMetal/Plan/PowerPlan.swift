@@ -38,6 +38,15 @@ package struct PowerView: Sendable, Hashable {
   }
 }
 
+extension PowerView {
+  /// What counts where an operator says that the host's power is cut (`spec.powerCut`): the word stands in for a BMC that
+  /// does not answer, or cannot prove it. It counts for nothing against a BMC that reads anything but off.
+  package func trusting(_ host: BareMetalHost?) -> PowerView {
+    guard let host, host.spec.powerCut, power == .off || power == .unknown else { return self }
+    return PowerView(power: .off, confirmedOff: true, fencedOff: true, wantsOn: wantsOn)
+  }
+}
+
 /// The decisions about one server's power: fed with readings, it says what to command and when to look again.
 ///
 /// Times are monotonic, from any beginning.

@@ -14,6 +14,11 @@ package enum Scheduler {
     if host.metadata.isBeingDeleted { return "is being removed" }
     if let claim = host.status?.claim { return "is held by \(claim.namespace)/\(claim.name)" }
     if host.spec.maintenance { return "is in maintenance" }
+    if host.spec.powerCut { return "has no power, as an operator said" }
+    if host.spec.drain { return "is being drained" }
+    if let leftover = host.status?.leftovers?.first {
+      return "may still show the volume \(leftover.volume) of \(leftover.machine)"
+    }
     for taint in host.spec.taints
     where !machine.spec.tolerations.contains(where: { tolerates($0, taint) }) {
       return "has the taint \(taint.key)\(taint.value.map { "=\($0)" } ?? "")"

@@ -14,7 +14,11 @@ import Synchronization
 struct HostCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "host", abstract: "Servers that machines run on.",
-    subcommands: [HostAddCommand.self, HostListCommand.self])
+    subcommands: [
+      HostAddCommand.self, HostListCommand.self, HostCordonCommand.self, HostUncordonCommand.self,
+      HostDrainCommand.self, HostPowerBackCommand.self, HostMaintenanceCommand.self, HostRescanCommand.self,
+      HostCredentialsCommand.self,
+    ])
 }
 
 struct HostAddCommand: AsyncParsableCommand {

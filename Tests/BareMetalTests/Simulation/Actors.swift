@@ -28,10 +28,15 @@ final class SimulatedController {
     if all || world.random.chance(70) { cache.claimObjects = fresh.claimObjects }
     if all || world.random.chance(70) { cache.attachmentObjects = fresh.attachmentObjects }
     if all || world.random.chance(70) { cache.secrets = fresh.secrets }
+    guard world.hasMigrations else { return }
+    if all || world.random.chance(70) { cache.migrationObjects = fresh.migrationObjects }
   }
 
   func power(_ host: String) -> PowerView {
     guard let tracker = trackers[host] else { return PowerView() }
+    if world.servers[host]?.isDead == true {
+      return PowerView(wantsOn: tracker.wish == .on, problem: "the BMC does not answer")
+    }
     guard tracker.age(at: world.time) != nil else { return PowerView(wantsOn: tracker.wish == .on) }
     return PowerView(
       power: BareMetalHost.Power(tracker.power),
@@ -97,6 +102,7 @@ final class SimulatedController {
     view.bmcAnswered = trackers[name]?.age(at: world.time) != nil
     view.attachments = cache.attachments(onHost: name)
     view.bootData = cache.bootData(host: name)
+    if world.hasMigrations { view.handlerAlive = world.servers[name]?.isDead != true }
     if let claim = host.status?.claim { view.claimantExists = world.state.machine(uid: claim.uid) != nil }
     for attachment in view.attachments where world.state.machine(uid: attachment.machineUID ?? "") == nil {
       view.orphans.insert(attachment.metadata.uid ?? "")
@@ -124,7 +130,8 @@ final class SimulatedController {
   }
 
   func tickPower(_ host: String) {
-    guard var server = world.servers[host], cache.hostObjects[host] != nil, !server.isUnreachable else { return }
+    guard var server = world.servers[host], cache.hostObjects[host] != nil, !server.isUnreachable, !server.isDead
+    else { return }
     server.advance(to: world.time)
     let isLying = server.isOn && world.time < server.liesUntil
     let reading: PowerState = server.isOn && !isLying ? .on : .off
@@ -186,6 +193,7 @@ final class SimulatedHandler {
   }
 
   func reconcile(fresh: Bool, crashPercent: Int) async {
+    guard world.servers[name]?.isDead != true else { return }
     if fresh || world.random.chance(70) { cache = world.state }
     var view = view()
     for step in HandlerPlan.steps(view) {

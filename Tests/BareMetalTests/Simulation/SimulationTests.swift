@@ -18,6 +18,10 @@ struct SimulationTests {
     case twoControllers
     /// Finalizers and hosts are removed by force.
     case force
+    /// Machines move between hosts, hosts are drained and die, and operators say so.
+    case migrations
+    /// The same with two controllers.
+    case migrationsTwoControllers
   }
 
   @Test("No run breaks an invariant, and every run ends as it should", arguments: Scenario.allCases)
@@ -38,7 +42,7 @@ struct SimulationTests {
     let simulation = Simulation(scenario: scenario, seed: seed)
     await simulation.run(steps: 220)
     await simulation.settle()
-    let problems = simulation.problems()
+    let problems = simulation.problems() + simulation.migrationProblems()
     if !problems.isEmpty { for line in simulation.world.history.suffix(150) { print(line) } }
     let message = "seed \(seed), \(scenario.rawValue): \(problems.prefix(5).joined(separator: "; "))"
     guard !Self.knownSeeds.contains("\(scenario.rawValue) \(seed)") else {
@@ -56,20 +60,22 @@ final class Simulation {
   let world: World
   var controllers: [SimulatedController]
   let handlers: [SimulatedHandler]
-  let hostNames = ["h1", "h2", "h3"]
+  var hostNames: [String] { world.hasMigrations ? ["h1", "h2", "h3", "h4", "h5"] : ["h1", "h2", "h3"] }
   private var quietViolations: [String] = []
 
   init(scenario: SimulationTests.Scenario, seed: UInt64) {
     self.scenario = scenario
     let world = World(seed: seed)
     self.world = world
-    controllers = (0..<(scenario == .twoControllers ? 2 : 1)).map { _ in SimulatedController(world: world) }
-    handlers = hostNames.map { SimulatedHandler(world: world, name: $0) }
+    world.hasMigrations = scenario == .migrations || scenario == .migrationsTwoControllers
+    let isDouble = scenario == .twoControllers || scenario == .migrationsTwoControllers
+    controllers = (0..<(isDouble ? 2 : 1)).map { _ in SimulatedController(world: world) }
+    handlers = (world.hasMigrations ? 1...5 : 1...3).map { SimulatedHandler(world: world, name: "h\($0)") }
     for name in hostNames {
       world.servers[name] = Server()
       addHost(name)
     }
-    for handler in handlers { handler.mayYank = scenario != .oneController }
+    for handler in handlers { handler.mayYank = isDouble || scenario == .force }
     var shared = PersistentVolumeClaim(
       metadata: ObjectMeta(name: "shared", namespace: "t", uid: "uid-shared", resourceVersion: "0"),
       spec: .init(volumeName: "pvc-shared"), status: .init(phase: "Bound"))
@@ -86,14 +92,19 @@ final class Simulation {
         bmc: .init(address: "redfish://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "dpu-\(name)")))
   }
 
-  private func pick<T>(_ list: [T]) -> T? { list.randomElement(using: &world.random) }
+  func pick<T>(_ list: [T]) -> T? { list.randomElement(using: &world.random) }
 
   /// Also of machines that are no more: something of theirs may be left.
-  private let machineKeys = ["m1", "m2", "m3", "m4"].map { ObjectKey(namespace: "t", name: $0) }
+  let machineKeys = ["m1", "m2", "m3", "m4"].map { ObjectKey(namespace: "t", name: $0) }
 
   func run(steps: Int) async {
     world.faultPercent = 8
     for _ in 0..<steps {
+      if world.hasMigrations, world.random.chance(22) {
+        await move()
+        world.check()
+        continue
+      }
       switch Int.random(in: 0..<100, using: &world.random) {
       case 0..<28: await reconcileSomeMachine()
       case 28..<42: if let host = pick(hostNames) { pick(controllers)?.tickPower(host) }
@@ -211,6 +222,7 @@ final class Simulation {
   func settle() async {
     world.faultPercent = 0
     for name in hostNames { world.servers[name]?.isUnreachable = false }
+    if world.hasMigrations { await healHosts() }
     let leader = SimulatedController(world: world)
     controllers = [leader]
     var quietRounds = 0
@@ -235,6 +247,7 @@ final class Simulation {
       leader.sync(all: true)
       await leader.reconcile(key)
     }
+    if world.hasMigrations { await roundOfMigrations(leader) }
     world.check()
   }
 

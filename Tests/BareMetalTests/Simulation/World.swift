@@ -27,6 +27,7 @@ struct Snapshot: ClusterSnapshot {
   var claimObjects: [ObjectKey: PersistentVolumeClaim] = [:]
   var attachmentObjects: [String: VolumeAttachment] = [:]
   var secrets: [String: Secret] = [:]
+  var migrationObjects: [ObjectKey: BareMetalMachineMigration] = [:]
   /// Handles of PersistentVolumes that are not called like their volume.
   var volumeHandles: [String: String] = [:]
 
@@ -57,6 +58,9 @@ struct Snapshot: ClusterSnapshot {
     attachmentObjects.values.filter { $0.machineKey == key }.sorted { $0.key < $1.key }
   }
   func bootData(host: String) -> Secret? { secrets[host] }
+  func migrations(of machine: ObjectKey) -> [BareMetalMachineMigration] {
+    migrationObjects.values.filter { $0.machineKey == machine }.sorted { $0.key < $1.key }
+  }
 }
 
 /// A server with its BMC and what its DPU shows it.
@@ -67,6 +71,10 @@ struct Server {
   /// Until then the BMC says off although the server is on.
   var liesUntil: Duration = .zero
   var isUnreachable = false
+  /// Neither the server nor its DPU has power.
+  var isDead = false
+  /// The DPU is starting, and the server waits for it.
+  var isBooting = false
   var guestUpAt: Duration?
   var volumes: [String: BlockVolume] = [:]
   var functions: [String: BlockFunction] = [:]
@@ -90,6 +98,8 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
   var writes = 0
   /// Percentage of calls that fail before or after they took effect.
   var faultPercent = 0
+  /// Whether machines move and hosts die: only then are random numbers drawn for it.
+  var hasMigrations = false
   var violations: [String] = []
   private var uids = 0
 
@@ -326,6 +336,39 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
     }
   }
 
+  func patchStatus(of migration: BareMetalMachineMigration, _ patch: JSONValue) async throws {
+    try call("patch migration") {
+      guard var current = state.migrationObjects[migration.key] else { throw error(.notFound, "patch migration") }
+      guard current.metadata.resourceVersion == migration.metadata.resourceVersion else {
+        throw error(.conflict, "patch migration")
+      }
+      current.status = try Self.merged(current.status, patch)
+      stamp(&current.metadata)
+      writes += 1
+      state.migrationObjects[migration.key] = current
+    }
+  }
+
+  func create(_ migration: BareMetalMachineMigration) async throws {
+    try call("create migration") {
+      guard state.migrationObjects[migration.key] == nil else { throw error(.alreadyExists, "create migration") }
+      var migration = migration
+      migration.metadata.uid = newUID()
+      migration.metadata.creationTimestamp = Timestamp(now.date)
+      stamp(&migration.metadata)
+      writes += 1
+      state.migrationObjects[migration.key] = migration
+    }
+  }
+
+  func deleteMigration(_ key: ObjectKey, uid: String) async throws {
+    try call("delete migration") {
+      guard state.migrationObjects[key]?.metadata.uid == uid else { throw error(.notFound, "delete migration") }
+      writes += 1
+      state.migrationObjects[key] = nil
+    }
+  }
+
   // MARK: HandlerCluster
 
   func patchStatus(of attachment: VolumeAttachment, _ patch: JSONValue) async throws {
@@ -369,7 +412,7 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
     guard let server = servers[host] else { return }
     if server.isOn { violations.append("\(host) was released by \(claim.name) while its server is on") }
     let left = server.functions.values.filter { $0.name != Names.seedFunction }
-    if !left.isEmpty { violations.append("\(host) was released with \(left.map(\.name))") }
+    if !left.isEmpty, !server.isDead { violations.append("\(host) was released with \(left.map(\.name))") }
     if state.attachments(onHost: host).contains(where: { $0.machineUID == claim.uid }) {
       violations.append("\(host) was released by \(claim.name) with an attachment")
     }
@@ -377,7 +420,7 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
 
   func check() {
     var writers: [String: String] = [:]
-    for (host, server) in servers.sorted(by: { $0.key < $1.key }) {
+    for (host, server) in servers.sorted(by: { $0.key < $1.key }) where !server.isDead && !server.isBooting {
       for function in server.functions.values where function.name != Names.seedFunction {
         let volume = function.volume
         if !function.readOnly, let other = writers[volume], other != host {
