@@ -41,8 +41,8 @@ struct Methods: Sendable {
     inventory.logger.error("the configuration is not on disk", metadata: ["method": "\(method)", "error": "\(error)"])
     return ResponseError(
       code: -Int(error.errorNumber),
-      message: "\(systemText(error.errorNumber)): what is configured is in effect but not on disk (\(error.operation)); "
-        + "the next change writes it again")
+      message: "\(systemText(error.errorNumber)): what is configured is in effect but not on disk "
+        + "(\(error.operation)); the next change writes it again")
   }
 
   /// The answer to a request that failed.
