@@ -170,7 +170,7 @@ let package = Package(
     .target(
       name: "FuzzHarness", dependencies: ["CLinux", "JSON", "JSONRPC", "SoftDPU", "VhostFrontend", logging],
       path: "Tests/Fuzz/Harness", swiftSettings: common),
-    tests("SoftDPU", ["CLinux", "DPU", "FuzzHarness", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
+    tests("SoftDPU", ["CLinux", "FuzzHarness", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
     tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
     tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
     .testTarget(
@@ -200,8 +200,8 @@ let package = Package(
 // `make fuzz` and `make sanitize` build the data plane alone, with another compiler's checks: the whole would take long.
 if let purpose = Context.environment["YCLOUD_CHECKS"] {
   let rooms: Set = [
-    "CLinux", "Files", "JSON", "JSONRPC", "Telemetry", "SoftDPU", "DPU", "VhostFrontend", "FuzzHarness", "TestSupport",
-    "SoftDPUTests", "JSONRPCTests",
+    "CLinux", "Files", "JSON", "JSONRPC", "Telemetry", "SoftDPU", "VhostFrontend", "FuzzHarness", "TestSupport",
+    "SoftDPUTests", "JSONRPCTests", "FilesTests",
   ]
   package.products = []
   package.targets.removeAll { !rooms.contains($0.name) }
