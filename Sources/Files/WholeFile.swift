@@ -43,7 +43,7 @@ package enum WholeFile {
   ) throws(FileError) {
     let temporary = temporary ?? "\(path).new"
     // Made anew: one that is there could be a link, or be open to more readers.
-    unsafe unlink(temporary)
+    guard unsafe unlink(temporary) == 0 || errno == ENOENT else { throw FileError(errno, "remove \(temporary)") }
     let descriptor = unsafe open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode)
     guard descriptor >= 0 else { throw FileError(errno, "write \(temporary)") }
     var failure = writeAll(bytes, to: descriptor)

@@ -61,6 +61,10 @@ import Testing
       try WholeFile.replace(directory.file("folder"), with: [2])
     }
     #expect(!Self.exists(directory.file("folder.new")))
+    // Nor is one that stands in the way taken for a leftover.
+    mkdir(path + ".new", 0o700)
+    #expect(throws: FileError(EISDIR, "remove \(path).new")) { try WholeFile.replace(path, with: [2]) }
+    rmdir(path + ".new")
     #expect(throws: FileError(ENOENT, "write \(directory.file("absent/a.new"))")) {
       try WholeFile.replace(directory.file("absent/a"), with: [2])
     }
