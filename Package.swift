@@ -72,6 +72,7 @@ let package = Package(
     .target(
       name: "CLinux",
       linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("ssl"), .linkedLibrary("crypto")]),
+    room("Files", [], settings: dataPlane),
     room("JSON", []),
     room("JSONRPC", ["CLinux", "JSON"]),
     room("Telemetry", [logging]),
@@ -80,12 +81,12 @@ let package = Package(
       ["Telemetry", hummingbird, hummingbirdCore, hummingbirdTLS, httpTypes, logging, nioCore, nioPosix, nioSSL]),
 
     // The simulated hardware; knows nothing of Kubernetes.
-    room("SoftDPU", ["JSON", "CLinux", "JSONRPC", "Telemetry", logging], settings: dataPlane),
+    room("SoftDPU", ["Files", "JSON", "CLinux", "JSONRPC", "Telemetry", logging], settings: dataPlane),
     room(
       "SoftHost",
       [
-        "JSON", "CLinux", "JSONRPC", "Telemetry", "WebServer", hummingbird, httpTypes, logging, nioCore, nioPosix,
-        subprocess, systemPackage,
+        "Files", "JSON", "CLinux", "JSONRPC", "Telemetry", "WebServer", hummingbird, httpTypes, logging, nioCore,
+        nioPosix, subprocess, systemPackage,
       ]),
 
     // What a DPU and a BMC offer, over their own protocols.
@@ -95,7 +96,7 @@ let package = Package(
     room("DPU", ["JSON", "CLinux", "JSONRPC", "OPI", grpcCore, grpcTransport, logging, protobuf]),
     room(
       "OPIBridge",
-      ["DPU", "JSON", "JSONRPC", "OPI", "Telemetry", grpcCore, grpcTransport, logging, protobuf]),
+      ["DPU", "Files", "JSON", "JSONRPC", "OPI", "Telemetry", grpcCore, grpcTransport, logging, protobuf]),
     room("BMC", ["JSON", httpClient, logging, nioCore, nioHTTP1, nioSSL, subprocess, systemPackage]),
 
     // Kubernetes, without any domain.
@@ -117,20 +118,19 @@ let package = Package(
     room(
       "BareMetal",
       [
-        "JSON", "BMC", "CLinux", "DPU", "IaaS", "Kubernetes", "Reconciler", "Telemetry", logging, nioCore, subprocess,
-        systemPackage, yams,
+        "Files", "JSON", "BMC", "CLinux", "DPU", "IaaS", "Kubernetes", "Reconciler", "Telemetry", logging, nioCore,
+        subprocess, systemPackage, yams,
       ]),
     room(
       "LocalCloud",
-      ["JSON", "BMC", "CLinux", "IaaS", "Kubernetes", "Telemetry", logging, subprocess, systemPackage, yams]),
+      ["Files", "JSON", "BMC", "CLinux", "IaaS", "Kubernetes", "Telemetry", logging, subprocess, systemPackage, yams]),
 
     // Programs.
     .executableTarget(
       name: "ycloud",
       dependencies: [
-        "BareMetal", "BMC", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "OPIBridge", "Reconciler",
-        "SoftDPU", "SoftHost", "Storage",
-        "Telemetry", "WebServer", argumentParser, logging,
+        "BareMetal", "BMC", "CLinux", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "OPIBridge",
+        "Reconciler", "SoftDPU", "SoftHost", "Storage", "Telemetry", "WebServer", argumentParser, logging,
       ], swiftSettings: common),
     .executableTarget(
       name: "bmctl",
@@ -161,6 +161,7 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["CLinux", logging, subprocess, systemPackage], path: "Tests/TestSupport",
       swiftSettings: common),
+    tests("Files"),
     tests("JSON"),
     tests("JSONRPC", ["JSON"]),
     tests("Telemetry"),
@@ -169,7 +170,7 @@ let package = Package(
     .target(
       name: "FuzzHarness", dependencies: ["CLinux", "JSON", "JSONRPC", "SoftDPU", "VhostFrontend", logging],
       path: "Tests/Fuzz/Harness", swiftSettings: common),
-    tests("SoftDPU", ["CLinux", "DPU", "FuzzHarness", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
+    tests("SoftDPU", ["CLinux", "FuzzHarness", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
     tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
     tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
     .testTarget(
@@ -199,8 +200,8 @@ let package = Package(
 // `make fuzz` and `make sanitize` build the data plane alone, with another compiler's checks: the whole would take long.
 if let purpose = Context.environment["YCLOUD_CHECKS"] {
   let rooms: Set = [
-    "CLinux", "JSON", "JSONRPC", "Telemetry", "SoftDPU", "DPU", "VhostFrontend", "FuzzHarness", "TestSupport",
-    "SoftDPUTests", "JSONRPCTests",
+    "CLinux", "Files", "JSON", "JSONRPC", "Telemetry", "SoftDPU", "VhostFrontend", "FuzzHarness", "TestSupport",
+    "SoftDPUTests", "JSONRPCTests", "FilesTests",
   ]
   package.products = []
   package.targets.removeAll { !rooms.contains($0.name) }

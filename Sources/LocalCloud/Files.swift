@@ -1,56 +1,27 @@
+import Files
 import Glibc
 
 /// The few file operations that a cloud directory needs, with errors that name the file.
 enum Files {
   /// The text of a file, or nil when it does not exist.
   static func read(_ path: String, bytesMax: Int = 16 << 20) throws -> String? {
-    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
-    if descriptor < 0 {
-      if errno == ENOENT || errno == ESRCH { return nil }
-      throw failure("read \(path)")
+    do throws(FileError) {
+      return try WholeFile.read(path, limit: bytesMax).map { String(decoding: $0, as: UTF8.self) }
+    } catch {
+      // A process that has just ended.
+      guard error.number != ESRCH else { return nil }
+      let reason = error.number == EFBIG ? "the file is larger than \(bytesMax) bytes" : error.reason
+      throw LocalCloudError(.fileSystem, operation: error.operation, reason)
     }
-    defer { close(descriptor) }
-    var bytes: [UInt8] = []
-    var chunk = [UInt8](repeating: 0, count: 16_384)
-    while bytes.count <= bytesMax {
-      let count = Glibc.read(descriptor, &chunk, chunk.count)
-      if count < 0 {
-        if errno == EINTR { continue }
-        // A process that has just ended.
-        if errno == ESRCH { return nil }
-        throw failure("read \(path)")
-      }
-      if count == 0 { return String(decoding: bytes, as: UTF8.self) }
-      bytes.append(contentsOf: chunk[..<count])
-    }
-    throw LocalCloudError(.fileSystem, operation: "read \(path)", "the file is larger than \(bytesMax) bytes")
   }
 
   /// Replaces a file at once: readers see the old or the new content, and a crash leaves one of them.
   /// - Parameter isDurable: also after a power failure; what is worth nothing after a reboot need not wait for the disk.
   static func write(_ path: String, _ text: String, mode: mode_t = 0o644, isDurable: Bool = true) throws {
-    let temporary = "\(path).new"
-    unlink(temporary)
-    let descriptor = open(temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode)
-    guard descriptor >= 0 else { throw failure("create \(temporary)") }
-    var bytes = Array(text.utf8)[...]
-    while !bytes.isEmpty {
-      let written = bytes.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
-      if written < 0, errno == EINTR { continue }
-      guard written > 0 else {
-        let error = failure("write \(temporary)")
-        close(descriptor)
-        unlink(temporary)
-        throw error
-      }
-      bytes = bytes.dropFirst(written)
-    }
-    if isDurable { fdatasync(descriptor) }
-    close(descriptor)
-    guard rename(temporary, path) == 0 else {
-      let error = failure("replace \(path)")
-      unlink(temporary)
-      throw error
+    do throws(FileError) {
+      try WholeFile.replace(path, with: Array(text.utf8), mode: mode, isDurable: isDurable)
+    } catch {
+      throw LocalCloudError(.fileSystem, operation: error.operation, error.reason)
     }
   }
 

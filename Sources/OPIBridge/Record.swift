@@ -1,4 +1,5 @@
 import Dispatch
+import Files
 import Glibc
 import GRPCCore
 import JSON
@@ -60,7 +61,7 @@ package struct RecordStore: Sendable {
       for path in ["\(path(name)).key", path(name)] where unlink(path) != 0 && errno != ENOENT {
         throw Self.failure("remove \(path)")
       }
-      try syncDirectory()
+      do throws(FileError) { try WholeFile.syncDirectory(directory) } catch { throw Self.failure(error) }
     }
   }
 
@@ -69,7 +70,6 @@ package struct RecordStore: Sendable {
       var text: JSONValue = ["name": .string(snapshot), "volume_uuid": .string(origin.volumeUUID)]
       if let uuid = origin.snapshotUUID { text["snapshot_uuid"] = .string(uuid) }
       try replace(originPath(snapshot), text.serialize() + [0x0A])
-      try syncDirectory()
     }
   }
 
@@ -111,8 +111,12 @@ package struct RecordStore: Sendable {
     let text: JSONValue = ["name": .string(record.name), "phase": .string(record.phase.rawValue), "spec": spec]
     try replace(path(record.name), text.serialize() + [0x0A])
     let key = "\(path(record.name)).key"
-    if record.secret.isEmpty, unlink(key) != 0, errno != ENOENT { throw Self.failure("remove \(key)") }
-    try syncDirectory()
+    guard record.secret.isEmpty else { return }
+    if unlink(key) == 0 {
+      do throws(FileError) { try WholeFile.syncDirectory(directory) } catch { throw Self.failure(error) }
+    } else if errno != ENOENT {
+      throw Self.failure("remove \(key)")
+    }
   }
 
   private func path(_ name: String) -> String { "\(stem(name)).json" }
@@ -122,41 +126,15 @@ package struct RecordStore: Sendable {
   }
 
   private func replace(_ path: String, _ bytes: [UInt8]) throws {
-    let temporary = "\(path).new"
-    let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0o600)
-    guard file >= 0 else { throw Self.failure("write \(temporary)") }
-    var offset = 0
-    var isWritten = true
-    while offset < bytes.count {
-      let count = bytes[offset...].withUnsafeBytes { Glibc.write(file, $0.baseAddress, $0.count) }
-      if count < 0, errno == EINTR { continue }
-      guard count > 0 else {
-        isWritten = false
-        break
-      }
-      offset += count
-    }
-    isWritten = isWritten && fsync(file) == 0
-    let error = isWritten ? nil : Self.failure("write \(temporary)")
-    close(file)
-    if let error {
-      unlink(temporary)
-      throw error
-    }
-    guard rename(temporary, path) == 0 else { throw Self.failure("write \(path)") }
+    do throws(FileError) { try WholeFile.replace(path, with: bytes) } catch { throw Self.failure(error) }
   }
 
-  private func syncDirectory() throws {
-    let folder = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    guard folder >= 0 else { throw Self.failure("open \(directory)") }
-    defer { close(folder) }
-    guard fsync(folder) == 0 else { throw Self.failure("write \(directory)") }
+  private static func failure(_ error: FileError) -> RPCError {
+    let code: RPCError.Code = [ENOSPC, EDQUOT].contains(error.number) ? .resourceExhausted : .internalError
+    return RPCError(code: code, message: error.description)
   }
 
-  private static func failure(_ operation: String) -> RPCError {
-    let code: RPCError.Code = [ENOSPC, EDQUOT].contains(errno) ? .resourceExhausted : .internalError
-    return RPCError(code: code, message: "\(operation): \(String(cString: strerror(errno)))")
-  }
+  private static func failure(_ operation: String) -> RPCError { failure(FileError(errno, operation)) }
 
   // MARK: Reading
 
@@ -199,20 +177,14 @@ package struct RecordStore: Sendable {
   }
 
   private func content(_ path: String) throws -> [UInt8] {
-    let file = open(path, O_RDONLY | O_CLOEXEC)
-    guard file >= 0 else { throw Self.failure("read \(path)") }
-    defer { close(file) }
-    var bytes: [UInt8] = []
-    var chunk = [UInt8](repeating: 0, count: 16 << 10)
-    while true {
-      let count = Glibc.read(file, &chunk, chunk.count)
-      if count < 0, errno == EINTR { continue }
-      guard count >= 0 else { throw Self.failure("read \(path)") }
-      if count == 0 { return bytes }
-      bytes += chunk[..<count]
-      guard bytes.count <= 1 << 20 else {
+    do throws(FileError) {
+      guard let bytes = try WholeFile.read(path, limit: 1 << 20) else { throw FileError(ENOENT, "read \(path)") }
+      return bytes
+    } catch {
+      guard error.number != EFBIG else {
         throw RPCError(code: .dataLoss, message: "\(path): longer than a record can be; move it away")
       }
+      throw Self.failure(error)
     }
   }
 }

@@ -109,15 +109,34 @@ package struct Scope: Sendable {
 
   /// The sum over block devices. OPI's counters have 32 bits: they stay at their largest value.
   func statistics(bdevs names: [String]) async throws -> OPIVolumeStats {
-    var sum = [Int64](repeating: 0, count: 9)
+    var entries: [JSONValue] = []
     for name in names {
       let answer = try await target.call(
         "bdev_get_iostat", ["name": .string(name)], for: "read the statistics of \(name)")
-      for entry in answer["bdevs"]?.arrayValue ?? [] {
-        for (index, member) in Scope.counters.enumerated() {
-          let (value, overflow) = sum[index].addingReportingOverflow(max(0, entry[member]?.int64Value ?? 0))
-          sum[index] = overflow ? .max : value
-        }
+      entries += answer["bdevs"]?.arrayValue ?? []
+    }
+    return Scope.sum(entries)
+  }
+
+  /// The sum over block devices of what was done over one path, the one that `isMeant` knows by its identifier.
+  func statistics(bdevs names: [String], path isMeant: (JSONValue) -> Bool) async throws -> OPIVolumeStats {
+    var entries: [JSONValue] = []
+    for name in names {
+      let answer = try await target.call(
+        "bdev_nvme_get_path_iostat", ["name": .string(name)], for: "read the statistics of the paths of \(name)")
+      for path in answer["stats"]?.arrayValue ?? [] {
+        if let identifier = path["trid"], isMeant(identifier), let entry = path["stat"] { entries.append(entry) }
+      }
+    }
+    return Scope.sum(entries)
+  }
+
+  private static func sum(_ entries: [JSONValue]) -> OPIVolumeStats {
+    var sum = [Int64](repeating: 0, count: 9)
+    for entry in entries {
+      for (index, member) in counters.enumerated() {
+        let (value, overflow) = sum[index].addingReportingOverflow(max(0, entry[member]?.int64Value ?? 0))
+        sum[index] = overflow ? .max : value
       }
     }
     let narrow = sum.map { Int32(clamping: $0) }

@@ -1,9 +1,8 @@
+import Files
 import Glibc
 import JSON
 
 /// Small JSON files that are whole after a crash at any moment: either the old content or the new.
-///
-/// SAFETY, for every `unsafe` here: each buffer goes with its own length, each path lives for the length of the call.
 enum DurableFile {
   /// The longest file that is read, in bytes.
   static let maximumLength = 64 << 20
@@ -26,25 +25,14 @@ enum DurableFile {
 
   /// The bytes of a file; nil where there is none.
   static func bytes(_ path: String) throws(SoftDPUError) -> [UInt8]? {
-    let operation = "read \(path)"
-    let fd = unsafe open(path, O_RDONLY | O_CLOEXEC)
-    guard fd >= 0 else {
-      if errno == ENOENT { return nil }
-      throw .system(errno, operation)
+    do throws(FileError) {
+      return try WholeFile.read(path, limit: maximumLength)
+    } catch {
+      guard error.number != EFBIG else {
+        throw SoftDPUError(code: .state, operation: error.operation, message: "longer than \(maximumLength) bytes")
+      }
+      throw .system(error.number, error.operation)
     }
-    defer { close(fd) }
-    var content: [UInt8] = []
-    var chunk = [UInt8](repeating: 0, count: 1 << 16)
-    while content.count <= maximumLength {
-      let count = unsafe Glibc.read(fd, &chunk, chunk.count)
-      guard count >= 0 else { throw .system(errno, operation) }
-      if count == 0 { break }
-      content += chunk[..<count]
-    }
-    guard content.count <= maximumLength else {
-      throw SoftDPUError(code: .state, operation: operation, message: "longer than \(maximumLength) bytes")
-    }
-    return content
   }
 
   /// Replaces the content; readable by the owner only.
@@ -54,38 +42,21 @@ enum DurableFile {
 
   /// The same with bytes.
   static func write(_ bytes: [UInt8], to path: String) throws(SoftDPUError) {
-    let operation = "write \(path)"
-    let temporary = "\(path).new"
-    let fd = unsafe open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
-    guard fd >= 0 else { throw .system(errno, operation) }
-    do throws(SoftDPUError) {
-      defer { close(fd) }
-      try write(bytes, fd, operation)
-      guard fsync(fd) == 0 else { throw .system(errno, operation) }
-    } catch {
-      unsafe unlink(temporary)
-      throw error
+    do throws(FileError) { try WholeFile.replace(path, with: bytes) } catch {
+      throw .system(error.number, error.operation)
     }
-    guard unsafe rename(temporary, path) == 0 else { throw .system(errno, operation) }
-    try syncDirectory(String(path[..<(path.lastIndex(of: "/") ?? path.startIndex)]))
   }
 
   /// Writes all of `bytes`.
   static func write(_ bytes: [UInt8], _ fd: CInt, _ operation: String) throws(SoftDPUError) {
-    var done = 0
-    while done < bytes.count {
-      let count = unsafe bytes[done...].withUnsafeBytes { unsafe Glibc.write(fd, $0.baseAddress, $0.count) }
-      if count < 0, errno == EINTR { continue }
-      guard count > 0 else { throw .system(errno, operation) }
-      done += count
-    }
+    let error = WholeFile.writeAll(bytes, to: fd)
+    guard error == 0 else { throw .system(error, operation) }
   }
 
   /// Has the names in a directory on disk.
   static func syncDirectory(_ path: String) throws(SoftDPUError) {
-    let directory = unsafe open(path.isEmpty ? "/" : path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    guard directory >= 0 else { throw .system(errno, "open \(path)") }
-    defer { close(directory) }
-    guard fsync(directory) == 0 else { throw .system(errno, "write \(path)") }
+    do throws(FileError) { try WholeFile.syncDirectory(path) } catch {
+      throw .system(error.number, error.operation)
+    }
   }
 }

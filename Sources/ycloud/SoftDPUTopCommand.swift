@@ -1,4 +1,5 @@
 import ArgumentParser
+import CLinux
 import Glibc
 import JSON
 import JSONRPC
@@ -41,8 +42,9 @@ struct SoftDPUTopCommand: AsyncParsableCommand {
   }
 
   private var terminalRows: Int {
-    var size = winsize()
-    guard ioctl(1, UInt(TIOCGWINSZ), &size) == 0, size.ws_row > 2 else { return 24 }
-    return Int(size.ws_row)
+    var rows: UInt16 = 0
+    var columns: UInt16 = 0
+    guard clinux_terminal_size(1, &rows, &columns) == 0, rows > 2 else { return 24 }
+    return Int(rows)
   }
 }

@@ -375,9 +375,75 @@ import Testing
         == .failedPrecondition)
     try await bridge.delete(OPIVirtioBlk.self, "virtioBlks/disk", allowMissing: false)
     #expect(try await bridge.statistics(OPINvmePath.self, made.name).readOpsCount >= 0)
+    func identifier() async throws -> JSONValue? {
+      try await fixture.client.call("bdev_nvme_get_controllers")[0]?["ctrlrs"]?[0]?["cntlid"]
+    }
+    let before = try await identifier()
+    try await bridge.resetRemoteController(remote.name)
+    #expect(try await identifier() != before)
+    #expect(await code { try await bridge.resetRemoteController("nvmeRemoteControllers/none") } == .notFound)
     try await bridge.delete(OPINvmePath.self, made.name, allowMissing: false)
     try await bridge.delete(OPINvmeRemoteController.self, remote.name, allowMissing: false)
     #expect(try await fixture.bdevs == ["m0"])
+  }
+
+  /// Of two paths each has its own numbers, whichever the requests took.
+  @Test func pathsAreCountedByThemselves() async throws {
+    let fixture = try Fixture()
+    let bridge = try fixture.bridge()
+    _ = try await malloc(bridge, "m0")
+    let subsystem: OPINvmeSubsystem = try await bridge.create("sub") { $0.spec.nqn = "nqn.2024-01.org.example:sub" }
+    let _: OPINvmeNamespace = try await bridge.create("ns", in: subsystem.name) {
+      $0.spec.volumeNameRef = "mallocVolumes/m0"
+      $0.spec.uuid = "1b4e28ba-2fa1-11d2-883f-b9a761bde3fb"
+    }
+    let remote: OPINvmeRemoteController = try await bridge.create("far") { $0.multipath = .multipath }
+    var paths: [OPINvmePath] = []
+    for number in 0..<2 {
+      let port = try TestEnvironment.freePort()
+      let _: OPINvmeController = try await bridge.create("ctl\(number)", in: subsystem.name) {
+        $0.spec.trtype = .tcp
+        $0.spec.fabricsID.traddr = "127.0.0.1"
+        $0.spec.fabricsID.trsvcid = "\(port)"
+      }
+      paths.append(
+        try await bridge.create("p\(number)", in: remote.name) {
+          $0.trtype = .tcp
+          $0.traddr = "127.0.0.1"
+          $0.fabrics.trsvcid = Int64(port)
+          $0.fabrics.subnqn = subsystem.spec.nqn
+          $0.fabrics.adrfam = .ipv4
+        })
+    }
+    let socket = fixture.directory.file("n.sock")
+    _ = try await fixture.client.call("nbd_start_disk", ["bdev_name": "farn1", "nbd_device": .string(socket)])
+    try await ChildProcess.run(
+      "qemu-img", ["bench", "-f", "raw", "-c", "500", "-d", "8", "-s", "4096", "-t", "none", "nbd:unix:\(socket)"])
+    let counts = [
+      try await bridge.statistics(OPINvmePath.self, paths[0].name).readOpsCount,
+      try await bridge.statistics(OPINvmePath.self, paths[1].name).readOpsCount,
+    ]
+    let all = try await bridge.statistics(OPINvmeRemoteController.self, remote.name).readOpsCount
+    #expect(counts[0] > 0 && counts[1] > 0 && counts[0] + counts[1] == all, "\(counts) of \(all)")
+  }
+
+  /// Every method that the bridge calls is one that the data plane has.
+  @Test func theTargetServesWhatTheBridgeCalls() async throws {
+    let fixture = try Fixture()
+    let served = Set(try await fixture.client.call("rpc_get_methods").arrayValue?.compactMap(\.stringValue) ?? [])
+    let method = /"((?:bdev|nvmf|vhost|accel|spdk)_[a-z_]+)"/
+    var called: Set<String> = []
+    for folder in ["Sources/OPIBridge", "Sources/DPU"] {
+      let files = try await ChildProcess.run(
+        "find", ["\(TestEnvironment.repository)/\(folder)", "-name", "*.swift"])
+      for file in files.split(separator: "\n") {
+        called.formUnion((contentsOfFile(String(file)) ?? "").matches(of: method).map { String($0.1) })
+      }
+    }
+    // A parameter.
+    called.remove("bdev_name")
+    #expect(called.count > 30)
+    #expect(called.subtracting(served) == [])
   }
 
   // MARK: Stores

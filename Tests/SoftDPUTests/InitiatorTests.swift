@@ -236,6 +236,65 @@ import Testing
     again.kill()
   }
 
+  /// What each path of `rn1` did, by its port.
+  private static func operations(_ client: JSONRPCClient) async throws -> [String: Int] {
+    let answer = try await client.call("bdev_nvme_get_path_iostat", ["name": "rn1"])
+    var operations: [String: Int] = [:]
+    for path in answer["stats"]?.arrayValue ?? [] {
+      operations[path["trid"]?["trsvcid"]?.stringValue ?? ""] = path["stat"]?["num_write_ops"]?.intValue
+    }
+    return operations
+  }
+
+  /// Whoever writes notices nothing of a reset, with one path and with two, and without times for a loss.
+  @Test func aResetConnectsAnewWithoutAnError() async throws {
+    let remote = try await Remote()
+    let process = try await remote.start()
+    try await remote.configure(ports: [remote.port, remote.port + 1])
+    let target = try Target(.memory)
+    let client = target.client
+    _ = try await client.call("bdev_nvme_attach_controller", Self.attachment(remote.port))
+    let uri = try await NBDTests.export(target, "rn1")
+    for paths in 1...2 {
+      if paths == 2 {
+        _ = try await client.call("bdev_nvme_attach_controller", Self.attachment(remote.port + 1))
+      }
+      func identifiers() async throws -> [Int] {
+        try await client.call("bdev_nvme_get_controllers")[0]?["ctrlrs"]?.arrayValue?
+          .compactMap { $0["cntlid"]?.intValue } ?? []
+      }
+      let before = try await identifiers()
+      let written = try await Self.operations(client)
+      let writer = try ChildProcess(
+        "qemu-img",
+        ["bench", "-f", "raw", "-w", "-c", "15000", "-d", "32", "-s", "4096", "--pattern=\(paths)", "-t", "none", uri])
+      try await eventually(within: .seconds(20), "it writes") {
+        try await Self.operations(client) != written
+      }
+      for _ in 0..<5 { #expect(try await client.call("bdev_nvme_reset_controller", ["name": "r"]) == true) }
+      #expect(try await writer.waitForExit(within: .seconds(60)) == .code(0), "\(writer.output)")
+      _ = try await NBDTests.io(uri, "read -P \(paths) 0 58M")
+      let after = try await identifiers()
+      #expect(after.count == paths && Set(after).isDisjoint(with: before), "\(before) \(after)")
+      // One of them alone.
+      _ = try await client.call("bdev_nvme_reset_controller", ["name": "r", "cntlid": .integer(Int64(after[0]))])
+      #expect(try await identifiers().dropFirst() == after.dropFirst())
+      #expect(try await identifiers()[0] != after[0])
+    }
+    // Both paths had their part, and nothing was counted twice.
+    let counts = try await Self.operations(client)
+    #expect(counts.count == 2 && counts.values.allSatisfy { $0 > 0 }, "\(counts)")
+    let all = try await client.call("bdev_get_iostat", ["name": "rn1"])["bdevs"]?[0]?["num_write_ops"]?.intValue
+    #expect(counts.values.reduce(0, +) == all)
+
+    await expectCode(-19) { try await client.call("bdev_nvme_reset_controller", ["name": "none"]) }
+    await expectCode(-19) { try await client.call("bdev_nvme_reset_controller", ["name": "r", "cntlid": 65000]) }
+    await expectCode(-19) { try await client.call("bdev_nvme_get_path_iostat", ["name": "none"]) }
+    process.kill()
+    // Nobody there: the reset fails in its time, and so do requests.
+    await expectCode(-5) { try await client.call("bdev_nvme_reset_controller", ["name": "r"]) }
+  }
+
   @Test func anotherPathTakesOver() async throws {
     let remote = try await Remote()
     let process = try await remote.start()

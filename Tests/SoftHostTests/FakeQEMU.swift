@@ -36,8 +36,10 @@ final class FakeQEMU: Sendable {
     process = try ChildProcess(
       "sh", ["-c", "while :; do sleep 60; done", "qemu", "socket,id=monitor0,path=\(monitor),server=on,wait=off"])
     // A program has no command line in the first moment after it was started; a QEMU with a pid file has.
-    for _ in 0..<5000 {
-      if contentsOfFile("/proc/\(process.pid)/cmdline")?.contains(monitor) == true { break }
+    var attempts = 0
+    while contentsOfFile("/proc/\(process.pid)/cmdline")?.contains(monitor) != true {
+      attempts += 1
+      guard attempts < 10_000 else { throw TestEnvironmentError("the stand-in for QEMU did not start") }
       usleep(1000)
     }
     if hasPIDFile {

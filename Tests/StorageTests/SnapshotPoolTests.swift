@@ -138,7 +138,7 @@ import Testing
     let stride = Int(mebibyte)
     _ = try await pool.create(handle("pvc-a"), sizeBytes: Int64(places * stride))
     let writer = try CountingWriter("\(mount.path)/volumes/pvc-a.img", places, stride, direct: direct)
-    defer { writer.stop() }
+    defer { #expect(writer.stop(), "the writer does not end") }
     try await eventually("it writes") { writer.rounds > 2 }
     var differing = 0
     for index in 0..<60 {
@@ -215,9 +215,14 @@ private final class CountingWriter: Sendable {
     guard thread else { throw TestEnvironmentError("cannot start a thread") }
   }
 
-  func stop() {
+  /// Ends it; false where it is still writing after half a minute.
+  func stop() -> Bool {
     state.withLock { $0.isStopping = true }
-    while !state.withLock({ $0.hasStopped }) { usleep(1000) }
+    for _ in 0..<30_000 {
+      if state.withLock({ $0.hasStopped }) { return true }
+      usleep(1000)
+    }
+    return false
   }
 }
 

@@ -88,10 +88,16 @@ public final class TestControlPlane: Sendable {
         if !name.hasPrefix("."), access("\(root)/\(name)/bin/kube-apiserver", X_OK) == 0 { versions.append(name) }
       }
     }
-    guard let version = versions.max() else {
+    guard let version = versions.max(by: isOlder) else {
       throw TestEnvironmentError("there is no kube-apiserver in \(root); run scripts/build-kubernetes.sh")
     }
     return "\(root)/\(version)/bin"
+  }
+
+  /// Whether a version comes before another one: 1.9 before 1.20.
+  static func isOlder(_ version: String, than other: String) -> Bool {
+    func numbers(_ text: String) -> [Int] { text.split(separator: ".").map { Int($0) ?? 0 } }
+    return numbers(version).lexicographicallyPrecedes(numbers(other))
   }
 
   // MARK: Certificates and configuration

@@ -1,3 +1,5 @@
+import Files
+
 #if canImport(Glibc)
   import Glibc
 #elseif canImport(Musl)
@@ -8,40 +10,19 @@
 enum Files {
   static func write(_ content: some Collection<UInt8>, to path: String, mode: mode_t = 0o644) throws(BareMetalError) {
     let slash = path.lastIndex(of: "/") ?? path.startIndex
+    // Hidden from those who list the folder.
     let temporary = "\(path[..<slash])/.\(path[path.index(after: slash)...]).new"
-    let file = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode)
-    guard file >= 0 else { throw failure("write \(temporary)") }
-    var failed = false
-    let bytes = Array(content)
-    var offset = 0
-    while offset < bytes.count, !failed {
-      let count = bytes[offset...].withUnsafeBytes { Glibc.write(file, $0.baseAddress, $0.count) }
-      if count < 0, errno == EINTR { continue }
-      if count <= 0 { failed = true } else { offset += count }
-    }
-    close(file)
-    guard !failed, rename(temporary, path) == 0 else {
-      let error = failure("write \(path)")
-      unlink(temporary)
-      throw error
+    do throws(FileError) {
+      // What the handler writes it writes again after a reboot.
+      try WholeFile.replace(path, with: Array(content), mode: mode, isDurable: false, temporary: temporary)
+    } catch {
+      throw BareMetalError(.system, operation: error.operation, message: error.reason)
     }
   }
 
   /// The content, or nil where there is no such file or it is larger than the limit.
   static func read(_ path: String, limit: Int = 1 << 20) -> [UInt8]? {
-    let file = open(path, O_RDONLY | O_CLOEXEC)
-    guard file >= 0 else { return nil }
-    defer { close(file) }
-    var content: [UInt8] = []
-    var buffer = [UInt8](repeating: 0, count: 16 << 10)
-    while true {
-      let count = Glibc.read(file, &buffer, buffer.count)
-      if count < 0, errno == EINTR { continue }
-      guard count >= 0 else { return nil }
-      if count == 0 { return content }
-      content.append(contentsOf: buffer[..<count])
-      if content.count > limit { return nil }
-    }
+    (try? WholeFile.read(path, limit: limit)) ?? nil
   }
 
   static func remove(_ path: String) throws(BareMetalError) {

@@ -83,13 +83,16 @@ extension OPINvmePath: Resource {
   /// The path as the target shows it; nil where it is not attached.
   private func attached(_ scope: Scope) async throws -> JSONValue? {
     for controller in try await scope.view.remoteControllers() where controller["name"]?.stringValue == controllerID {
-      let path = (controller["ctrlrs"]?.arrayValue ?? []).first { path in
-        path["trid"]?["traddr"]?.stringValue == traddr
-          && (trtype == .pcie || path["trid"]?["trsvcid"]?.stringValue == "\(fabrics.trsvcid)")
-      }
+      let path = (controller["ctrlrs"]?.arrayValue ?? []).first { $0["trid"].map { leads(to: $0) } ?? false }
       if let path { return path }
     }
     return nil
+  }
+
+  /// Whether the target's identifier of a path is this one's.
+  private func leads(to identifier: JSONValue) -> Bool {
+    identifier["traddr"]?.stringValue == traddr
+      && (trtype == .pcie || identifier["trsvcid"]?.stringValue == "\(fabrics.trsvcid)")
   }
 
   /// What attaching and detaching name a path by.
@@ -165,17 +168,23 @@ extension OPINvmePath: Resource {
     } catch let error as TargetError where error.isAbsent {}
   }
 
-  /// SPDK counts by block device; by path only where it was told to. With one path both are the same.
+  /// SPDK counts by block device, and by path only where it was told to. With one path both are the same.
   package func statistics(_ scope: Scope) async throws -> OPIVolumeStats {
     let controller = try controller(scope)
     let paths = scope.records.values.count {
       OPINvmePath.collection.contains($0.name) && ResourceName.parent(of: $0.name) == controller.name
     }
-    guard paths == 1 else {
+    if paths == 1 { return try await controller.statistics(scope) }
+    do {
+      return try await scope.statistics(bdevs: controller.bdevs(scope).map(\.name)) { leads(to: $0) }
+    } catch let error as TargetError {
+      // -1 (EPERM): it was not told to. -32601: a release that cannot.
+      guard error.serverCode == -1 || error.serverCode == -32601 else { throw error }
       throw RPCError.unsupported(
-        name, "the controller has \(paths) paths, and the target does not count by them; ask the controller")
+        name,
+        "the controller has \(paths) paths, and the target does not count by them; ask the controller, or have SPDK "
+          + "started with io_path_stat of bdev_nvme_set_options")
     }
-    return try await controller.statistics(scope)
   }
 }
 
@@ -228,9 +237,13 @@ extension Bridge {
   package func resetRemoteController(_ name: String) async throws {
     try OPINvmeRemoteController.collection.check(name)
     guard scope().records[name] != nil else { throw RPCError.notFound(name) }
-    _ = try await changing {
+    let answer = try await changing {
       try await self.target.call(
         "bdev_nvme_reset_controller", ["name": .string(ResourceName.id(of: name))], for: "reset \(name)")
+    }
+    // Releases before 23.05 answer false where others have an error.
+    guard answer.boolValue != false else {
+      throw RPCError(code: .unavailable, message: "\(name) was reset and did not connect again; see the target's log")
     }
   }
 

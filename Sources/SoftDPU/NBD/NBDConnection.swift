@@ -22,6 +22,8 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
   private var isInHandshake = false
   private var isNegotiating = false
   private var state: UnsafeMutablePointer<NBDState>?
+  /// What the state will be made in, once the export has been granted.
+  private var memory: UnsafeMutableRawPointer?
   private(set) var device: BlockDevice?
 
   /// What is received with one call, at most.
@@ -34,6 +36,7 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
     self.logger = logger
     handshake = NBDHandshake(tls: server.tlsPolicy)
     unsafe state = nil
+    unsafe memory = nil
     unsafe super.init(
       fd: fd, reactor: server.reactor, peer: "client",
       sent: { slot, core in
@@ -89,6 +92,7 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
       pending.removeFirst(min(consumed, pending.count))
       // What came in clear text behind the option could be anybody's, and must not count as said under TLS.
       if next == .startTLS, !pending.isEmpty { return close("bytes between the option of TLS and its handshake") }
+      if case .serve = next, !reserve() { return close(StreamConnection.noMemory) }
       self.next = next
       tell(answer)
     }
@@ -151,7 +155,16 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
     server.endHandshake(self)
   }
 
+  /// Has memory for transmission, before the export is granted; false where there is none.
+  private func reserve() -> Bool {
+    guard unsafe stream.pointee.reserve(NBDConnection.bufferLength) else { return false }
+    unsafe memory = PageMemory.allocate(NBDState.length)
+    return unsafe memory != nil
+  }
+
   private func serve(_ export: NBDServer.Export, _ hasStructuredReplies: Bool, _ hasAllocationContext: Bool) {
+    guard let memory = unsafe memory else { return close(StreamConnection.noMemory) }
+    unsafe self.memory = nil
     device = export.device
     logger[metadataKey: "export"] = "\(export.name)"
     if let tls = unsafe stream.pointee.tls {
@@ -162,13 +175,13 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
     let state = UnsafeMutablePointer<NBDState>.allocate(capacity: 1)
     unsafe state.initialize(
       to: NBDState(
-        stream: stream, target: export.device.target, connection: Unmanaged.passUnretained(self).toOpaque(),
+        memory: memory, stream: stream, target: export.device.target,
+        connection: Unmanaged.passUnretained(self).toOpaque(),
         asker: "NBD \(export.name)\(IOLabel.peer(of: fd))", hasStructuredReplies: hasStructuredReplies,
         hasAllocationContext: hasAllocationContext))
     unsafe NBDState.prepare(state)
     unsafe self.state = unsafe state
     // What came with the last message of the negotiation.
-    unsafe stream.pointee.reserve(NBDConnection.bufferLength)
     unsafe pending.withUnsafeBytes { unsafe stream.pointee.put($0) }
     pending = []
   }
@@ -217,6 +230,8 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
       unsafe state.pointee.deallocate()
       unsafe state.deallocate()
     }
+    if let memory = unsafe memory { unsafe PageMemory.deallocate(memory, NBDState.length) }
+    unsafe memory = nil
     unsafe state = nil
     server.clients.ended(self)
   }

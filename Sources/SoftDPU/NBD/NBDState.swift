@@ -59,8 +59,15 @@ struct NBDState {
   static let maximumHeld = 64 << 20
   static let headerLength = 32
 
+  /// What the arrays take together, in bytes.
+  static var length: Int {
+    let slot = unsafe MemoryLayout<NBDSlot>.stride + MemoryLayout<OutgoingItem>.stride
+    return unsafe depth * (headerLength + slot + MemoryLayout<iovec>.stride)
+  }
+
+  /// - Parameter memory: `length` bytes of `PageMemory`, which the state takes over.
   init(
-    stream: UnsafeMutablePointer<Stream>, target: UnsafeMutablePointer<BlockTarget>,
+    memory: UnsafeMutableRawPointer, stream: UnsafeMutablePointer<Stream>, target: UnsafeMutablePointer<BlockTarget>,
     connection: UnsafeMutableRawPointer, asker: String, hasStructuredReplies: Bool, hasAllocationContext: Bool
   ) {
     unsafe self.asker = IOLabel.make(asker)
@@ -70,10 +77,13 @@ struct NBDState {
     unsafe self.hasStructuredReplies = hasStructuredReplies
     unsafe self.hasAllocationContext = hasAllocationContext
     unsafe isReadOnly = unsafe target.pointee.isReadOnly
-    unsafe slots = .allocate(capacity: NBDState.depth)
-    unsafe items = .allocate(capacity: NBDState.depth)
-    unsafe vectors = .allocate(capacity: NBDState.depth)
-    unsafe headers = .allocate(byteCount: NBDState.depth * NBDState.headerLength, alignment: 16)
+    unsafe headers = unsafe memory
+    let slotMemory = unsafe headers + NBDState.depth * NBDState.headerLength
+    unsafe slots = slotMemory.bindMemory(to: NBDSlot.self, capacity: NBDState.depth)
+    let itemMemory = unsafe slotMemory + NBDState.depth * MemoryLayout<NBDSlot>.stride
+    unsafe items = itemMemory.bindMemory(to: OutgoingItem.self, capacity: NBDState.depth)
+    let vectorMemory = unsafe itemMemory + NBDState.depth * MemoryLayout<OutgoingItem>.stride
+    unsafe vectors = vectorMemory.bindMemory(to: iovec.self, capacity: NBDState.depth)
   }
 
   /// Makes the slots, which hold the state's own address.
@@ -99,10 +109,7 @@ struct NBDState {
 
   func deallocate() {
     unsafe asker.deallocate()
-    unsafe slots.deallocate()
-    unsafe items.deallocate()
-    unsafe vectors.deallocate()
-    unsafe headers.deallocate()
+    unsafe PageMemory.deallocate(headers, NBDState.length)
   }
 }
 

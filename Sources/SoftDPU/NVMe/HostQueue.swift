@@ -36,7 +36,6 @@ final class HostQueue: StreamConnection, @unchecked Sendable {
       sent: { slot, core in
         unsafe hostItemSent(slot.assumingMemoryBound(to: HostSlot.self), core.assumingMemoryBound(to: ReactorCore.self))
       })
-    unsafe stream.pointee.reserve(HostQueue.bufferLength)
     unsafe state.initialize(
       to: HostQueueState(
         stream: stream, queue: Unmanaged.passUnretained(self).toOpaque(), depth: depth,
@@ -51,6 +50,7 @@ final class HostQueue: StreamConnection, @unchecked Sendable {
   }
 
   func start() {
+    guard unsafe stream.pointee.reserve(HostQueue.bufferLength) else { return close(StreamConnection.noMemory) }
     watchReadable()
     // The first PDU (NVMe TCP 1.0, section 3.6.2.2): the version, no alignment, the digests, one request for data.
     var page = LittleEndianPage(NVMeTCP.initializeLength)

@@ -37,6 +37,8 @@ final class InitiatorController: @unchecked Sendable {
     /// The target gave the UUID; otherwise it was made up here.
     var isIdentified: Bool
     var isReadOnly: Bool
+    /// Where the paths count its requests.
+    var tally = 0
   }
 
   let name: String
@@ -62,6 +64,8 @@ final class InitiatorController: @unchecked Sendable {
   private(set) var isEnded = false
   /// What the namespaces were when they were seen first.
   private var known: [UInt32: Namespace] = [:]
+  /// Namespaces in the order in which they were seen.
+  private var tallies: [UInt32: Int] = [:]
   private var onNamespaces: @Sendable ([Namespace]) -> Void = { _ in }
 
   init(
@@ -117,6 +121,43 @@ final class InitiatorController: @unchecked Sendable {
       guard isSame, before.blockSize == namespace.blockSize else { return namespace.id }
     }
     return nil
+  }
+
+  /// The number that a namespace is counted under.
+  func tally(of namespace: UInt32) -> Int {
+    if let tally = tallies[namespace] { return tally }
+    tallies[namespace] = tallies.count
+    return tallies.count - 1
+  }
+
+  /// What has been done over each path for a namespace that is counted under `tally`. Not on the reactor's thread.
+  func statistics(of tally: Int) -> [(place: NVMfTarget.ListenAddress, counters: IOCounters)] {
+    reactor.sync { [self] in paths.map { ($0.place, $0.counters(of: tally)) } }
+  }
+
+  // MARK: Reset
+
+  /// Connects paths anew, one after the other, so that the others carry the requests meanwhile; what a path has under way
+  /// is handed in again.
+  ///
+  /// - Parameters:
+  ///   - id: the controller whose path it is to be; nil for all.
+  ///   - done: gets ENODEV where there is none, EBUSY where a path is just being connected, or why it could not be.
+  func reset(controllerID id: UInt16?, _ done: @escaping @Sendable (Result<Void, SoftDPUError>) -> Void) {
+    reactor.post { [self] in
+      let chosen = paths.filter { id == nil || $0.isReady && $0.report.controllerID == id }
+      guard !chosen.isEmpty, !isEnded else { return done(.failure(.system(ENODEV, "reset \(name)"))) }
+      reset(chosen[...], done)
+    }
+  }
+
+  private func reset(
+    _ chosen: ArraySlice<InitiatorPath>, _ done: @escaping @Sendable (Result<Void, SoftDPUError>) -> Void
+  ) {
+    guard let path = chosen.first else { return done(.success(())) }
+    path.reset { [self] error in
+      if let error { done(.failure(error)) } else { reset(chosen.dropFirst(), done) }
+    }
   }
 
   /// Takes a path away. Its requests go to another one, or wait.

@@ -35,6 +35,10 @@ final class InitiatorPath {
   private var namespaces: [InitiatorController.Namespace] = []
   private var shifts: [UInt32: UInt64] = [:]
   private var onFirst: ((Result<[InitiatorController.Namespace], SoftDPUError>) -> Void)?
+  /// Wants to know how a reset ends.
+  private var onReset: ((SoftDPUError?) -> Void)?
+  /// What was done over this path: an entry for each namespace that was seen.
+  private var counters: UnsafeMutableBufferPointer<IOCounters>
   private var lostAt: UInt64 = 0
   private var answersKeepAlive = true
   private var isEnded = false
@@ -50,7 +54,10 @@ final class InitiatorPath {
     unsafe owner = unsafe Unmanaged.passUnretained(controller)
     unsafe core = unsafe controller.reactor.core
     self.hostID = hostID
+    unsafe counters = .allocate(capacity: 0)
   }
+
+  deinit { unsafe counters.deallocate() }
 
   var isReady: Bool { state == .enabled }
   var report: Report { Report(place: place, state: state.rawValue, controllerID: controllerID) }
@@ -61,10 +68,38 @@ final class InitiatorPath {
     connect()
   }
 
+  /// Connects anew, whatever state the path is in. `done` gets EBUSY where it is just being connected, or why it failed:
+  /// then it is as after a loss.
+  func reset(_ done: @escaping (SoftDPUError?) -> Void) {
+    guard !isEnded, onReset == nil, onFirst == nil, admin == nil || isReady else {
+      return done(.system(EBUSY, "reset the path to \(place.address):\(place.port)"))
+    }
+    controller.logger.info("resetting a path", metadata: ["address": "\(place.address):\(place.port)"])
+    onReset = done
+    takeDown("reset")
+    connect()
+    controller.report()
+  }
+
   func end() {
     isEnded = true
     lose("the path is taken away")
     unsafe core.pointee.timers.remove(context: context)
+  }
+
+  // MARK: Counting
+
+  func counters(of tally: Int) -> IOCounters {
+    unsafe counters.indices.contains(tally) ? counters[tally] : IOCounters()
+  }
+
+  private func reserveCounters(_ count: Int) {
+    guard unsafe count > counters.count else { return }
+    let larger = UnsafeMutableBufferPointer<IOCounters>.allocate(capacity: count)
+    unsafe larger.initialize(repeating: IOCounters())
+    for index in unsafe counters.indices { unsafe larger[index] = unsafe counters[index] }
+    unsafe counters.deallocate()
+    unsafe counters = unsafe larger
   }
 
   // MARK: Requests
@@ -163,8 +198,19 @@ final class InitiatorPath {
   private func endRequest(_ slot: UnsafeMutablePointer<HostSlot>, _ result: CInt) {
     let io = unsafe slot.pointee.io
     unsafe release(slot, core)
-    if let io = unsafe io { unsafe finish(io, result, core) }
+    if let io = unsafe io { unsafe finishCounted(io, result) }
     unsafe owner._withUnsafeGuaranteedRef { $0.serveWaiting() }
+  }
+
+  private func finishCounted(_ io: UnsafeMutablePointer<BlockIO>, _ result: CInt) {
+    let (kind, length, began) = unsafe (io.pointee.kind, io.pointee.length, io.pointee.admitted)
+    let raw = unsafe io.pointee.target.pointee.layer
+    let tally = unsafe raw.map { unsafe $0.assumingMemoryBound(to: NVMeDevice.Layer.self).pointee.tally } ?? -1
+    unsafe finish(io, result, core)
+    guard unsafe counters.indices.contains(tally) else { return }
+    // The request's end has just looked at the clock.
+    let elapsed = unsafe core.pointee.now &- began
+    unsafe counters[tally].count(kind, bytes: length, nanoseconds: elapsed, isFailed: result < 0)
   }
 
   /// Takes the completion of a request's command.
@@ -367,7 +413,9 @@ final class InitiatorPath {
     guard let id = ids.first else { return then() }
     ask("identify namespace \(id)", InitiatorPath.identifyCommand(0, id), input: 4096) { [self] _, _, page in
       ask("describe namespace \(id)", InitiatorPath.identifyCommand(3, id), input: 4096) { [self] _, _, names in
-        if let namespace = InitiatorPath.namespace(id, page, names) {
+        if var namespace = InitiatorPath.namespace(id, page, names) {
+          namespace.tally = controller.tally(of: id)
+          reserveCounters(namespace.tally + 1)
           namespaces.append(namespace)
         } else {
           controller.logger.warning("a namespace of a format that is not known", metadata: ["nsid": "\(id)"])
@@ -444,6 +492,9 @@ final class InitiatorPath {
     first?(.success(namespaces))
     if first == nil { controller.tell(namespaces) }
     controller.pathChanged()
+    let reset = onReset
+    onReset = nil
+    reset?(nil)
   }
 
   // MARK: While connected
@@ -500,33 +551,22 @@ final class InitiatorPath {
   /// Ends the connections, gives the requests back, and tries again where that is wanted.
   private func lose(_ reason: String, error: CInt = EIO) {
     guard state != .failed || isEnded else { return }
-    generation += 1
-    unsafe core.pointee.timers.remove(context: context)
     let wasReady = state == .enabled
-    state = .failed
     if !isEnded {
       controller.logger.warning(
         "path lost", metadata: ["address": "\(place.address):\(place.port)", "reason": "\(reason)"])
     }
-    var requests: [UnsafeMutablePointer<BlockIO>] = unsafe []
-    for queue in queues {
-      unsafe requests += queue.takeRequests()
-      queue.close(reason)
-    }
-    admin?.close(reason)
-    admin = nil
-    queues = []
-    unsafe states = unsafe []
-    unsafe controller.takeBack(requests)
+    takeDown(reason)
+    let failure = SoftDPUError(
+      code: .system(error == ETIMEDOUT ? ETIMEDOUT : EIO), operation: "connect to \(place.address):\(place.port)",
+      message: reason)
     if let first = onFirst {
       onFirst = nil
-      first(
-        .failure(
-          SoftDPUError(
-            code: .system(error == ETIMEDOUT ? ETIMEDOUT : EIO),
-            operation: "connect to \(place.address):\(place.port)", message: reason)))
-      return
+      return first(.failure(failure))
     }
+    let reset = onReset
+    onReset = nil
+    defer { reset?(failure) }
     let now = clinux_monotonic_nanoseconds()
     if wasReady || lostAt == 0 { lostAt = now }
     controller.pathChanged()
@@ -537,5 +577,22 @@ final class InitiatorPath {
       at: now &+ UInt64(delay) * 1_000_000_000,
       { path, _ in unsafe Unmanaged<InitiatorPath>.fromOpaque(path)._withUnsafeGuaranteedRef { $0.connect() } },
       context)
+  }
+
+  /// Ends the connections, and gives the requests back.
+  private func takeDown(_ reason: String) {
+    generation += 1
+    unsafe core.pointee.timers.remove(context: context)
+    state = .failed
+    var requests: [UnsafeMutablePointer<BlockIO>] = unsafe []
+    for queue in queues {
+      unsafe requests += queue.takeRequests()
+      queue.close(reason)
+    }
+    admin?.close(reason)
+    admin = nil
+    queues = []
+    unsafe states = unsafe []
+    unsafe controller.takeBack(requests)
   }
 }

@@ -10,18 +10,22 @@ final class NVMeDevice: BlockDevice, @unchecked Sendable {
   struct Layer {
     let controller: Unmanaged<InitiatorController>
     let namespace: UInt32
+    let tally: Int
   }
 
   let controller: InitiatorController
   let namespace: UInt32
+  /// Where the controller's paths count this namespace's requests.
+  let tally: Int
   private let layer: UnsafeMutablePointer<Layer>
 
   init(_ namespace: InitiatorController.Namespace, controller: InitiatorController) {
     self.controller = controller
     self.namespace = namespace.id
+    tally = namespace.tally
     unsafe layer = UnsafeMutablePointer<Layer>.allocate(capacity: 1)
     unsafe layer.initialize(
-      to: Layer(controller: Unmanaged.passUnretained(controller), namespace: namespace.id))
+      to: Layer(controller: Unmanaged.passUnretained(controller), namespace: namespace.id, tally: namespace.tally))
     let size = namespace.blocks * UInt64(namespace.blockSize)
     let name = "\(controller.name)n\(namespace.id)"
     let target = unsafe BlockTarget.make(

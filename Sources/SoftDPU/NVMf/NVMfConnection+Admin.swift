@@ -116,8 +116,13 @@ extension NVMfConnection {
       return unsafe invalidParameter(slot, offset: 42, inData: false)
     }
     self.controller = controller
+    guard open(table, queueSize: UInt16(clamping: size)) else {
+      controller.remove(self)
+      self.controller = nil
+      // It may try again: memory comes back.
+      return .status(NVMe.Status.internalError)
+    }
     queueID = queue
-    open(table, queueSize: UInt16(clamping: size))
     target.record { $0.ioQueues &+= 1 }
     return .value(UInt32(controller.id), 0)
   }

@@ -90,7 +90,9 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
     }
     let digests = pending[11]
     pending = []
-    prepare(alignment: alignment, hasHeaderDigest: digests & 1 != 0, hasDataDigest: digests & 2 != 0)
+    guard prepare(alignment: alignment, hasHeaderDigest: digests & 1 != 0, hasDataDigest: digests & 2 != 0) else {
+      return close(StreamConnection.noMemory)
+    }
     var page = LittleEndianPage(NVMeTCP.initializeLength)
     page.set(NVMeTCP.PDU.initializeResponse, at: 0)
     page.set(UInt8(NVMeTCP.initializeLength), at: 2)
@@ -101,8 +103,11 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
     readable()
   }
 
-  private func prepare(alignment: Int, hasHeaderDigest: Bool, hasDataDigest: Bool) {
-    unsafe stream.pointee.reserve(NVMfConnection.adminBufferLength)
+  /// Makes what commands need; false where there is no memory.
+  private func prepare(alignment: Int, hasHeaderDigest: Bool, hasDataDigest: Bool) -> Bool {
+    guard unsafe stream.pointee.reserve(NVMfConnection.adminBufferLength),
+      let memory = unsafe PageMemory.allocate(NVMfState.length)
+    else { return false }
     let placeholder = unsafe BlockTarget.make(
       .null, name: "", reactor: 0, capacity: 0, blockSize: 512, isReadOnly: true, canUnmap: false,
       canWriteZeroes: false)
@@ -110,11 +115,11 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
     let state = UnsafeMutablePointer<NVMfState>.allocate(capacity: 1)
     unsafe state.initialize(
       to: NVMfState(
-        stream: stream, connection: Unmanaged.passUnretained(self).toOpaque(), hasHeaderDigest: hasHeaderDigest,
-        hasDataDigest: hasDataDigest,
-        alignment: alignment, transport: transport))
+        memory: memory, stream: stream, connection: Unmanaged.passUnretained(self).toOpaque(),
+        hasHeaderDigest: hasHeaderDigest, hasDataDigest: hasDataDigest, alignment: alignment, transport: transport))
     unsafe NVMfState.prepare(state, placeholder)
     unsafe self.state = unsafe state
+    return true
   }
 
   /// Tells the host why it is cut off, and cuts it off (NVMe TCP 1.0, section 3.5).
@@ -129,16 +134,16 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
     close("the host broke the protocol: reason \(reason), field \(field)")
   }
 
-  /// Lets I/O commands through to the namespaces of a controller.
-  func open(_ table: NamespaceTable, queueSize: UInt16) {
+  /// Lets I/O commands through to the namespaces of a controller; false where there is no memory for them.
+  func open(_ table: NamespaceTable, queueSize: UInt16) -> Bool {
+    guard let state = unsafe state, unsafe stream.pointee.reserve(NVMfConnection.bufferLength) else { return false }
     self.table = table
-    guard let state = unsafe state else { return }
-    unsafe stream.pointee.reserve(NVMfConnection.bufferLength)
     unsafe state.pointee.namespaces = unsafe Unmanaged.passUnretained(table)
     unsafe state.pointee.isIOQueue = true
     unsafe state.pointee.queueSize = queueSize
     let host = controller?.hostNQN ?? ""
     unsafe state.pointee.asker.pointee = IOLabel("NVMe/TCP\(IOLabel.peer(of: fd)) \(host)")
+    return true
   }
 
   // MARK: The end

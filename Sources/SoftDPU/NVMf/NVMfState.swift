@@ -99,7 +99,7 @@ struct NVMfState {
   static let depth = 136
   static let headerLength = 192
   /// What the arrays take together, in bytes.
-  private static var length: Int {
+  static var length: Int {
     let slot = unsafe MemoryLayout<NVMfSlot>.stride + MemoryLayout<OutgoingItem>.stride
     return unsafe depth * (headerLength + slot + MemoryLayout<iovec>.stride)
   }
@@ -112,9 +112,10 @@ struct NVMfState {
   static let response = 104
   static let transferHeader = 136
 
+  /// - Parameter memory: `length` bytes of `PageMemory`, which the state takes over.
   init(
-    stream: UnsafeMutablePointer<Stream>, connection: UnsafeMutableRawPointer, hasHeaderDigest: Bool,
-    hasDataDigest: Bool, alignment: Int, transport: NVMfTarget.Transport
+    memory: UnsafeMutableRawPointer, stream: UnsafeMutablePointer<Stream>, connection: UnsafeMutableRawPointer,
+    hasHeaderDigest: Bool, hasDataDigest: Bool, alignment: Int, transport: NVMfTarget.Transport
   ) {
     unsafe self.stream = unsafe stream
     unsafe self.connection = unsafe connection
@@ -125,7 +126,7 @@ struct NVMfState {
     unsafe inCapsuleLength = transport.inCapsuleLength
     unsafe sendsSuccess = transport.sendsSuccess
     // In the order of their alignment: headers begin on multiples of 64.
-    unsafe headers = PageMemory.allocate(NVMfState.length)
+    unsafe headers = unsafe memory
     let slotMemory = unsafe headers + NVMfState.depth * NVMfState.headerLength
     unsafe slots = slotMemory.bindMemory(to: NVMfSlot.self, capacity: NVMfState.depth)
     let itemMemory = unsafe slotMemory + NVMfState.depth * MemoryLayout<NVMfSlot>.stride

@@ -112,7 +112,7 @@ extension Methods {
     reply(.success(true))
   }
 
-  private static func describe(_ counters: IOCounters) -> JSONValue {
+  static func describe(_ counters: IOCounters) -> JSONValue {
     let errors: JSONValue = counters.errors == 0 ? [:] : ["failed": number(counters.errors)]
     var value: JSONValue = [
       "num_flush_ops": number(counters.flush.operations), "flush_latency_ticks": number(counters.flush.sum),

@@ -8,6 +8,8 @@ extension Methods {
     "bdev_nvme_attach_controller": { try $0.attachController($1, $2) },
     "bdev_nvme_detach_controller": { try $0.detachController($1, $2) },
     "bdev_nvme_get_controllers": { try $0.getNVMeControllers($1, $2) },
+    "bdev_nvme_reset_controller": { try $0.resetController($1, $2) },
+    "bdev_nvme_get_path_iostat": { try $0.getPathStatistics($1, $2) },
   ]
 
   private func attachController(_ request: Request, _ reply: @escaping Reply) throws {
@@ -89,6 +91,33 @@ extension Methods {
     inventory.detach(name, at: place) { result in
       reply(result.map { JSONValue.bool(true) }.mapError { answer($0, request.method) })
     }
+  }
+
+  private func resetController(_ request: Request, _ reply: @escaping Reply) throws {
+    let parameters = try Parameters(request, allowed: ["name", "cntlid"])
+    let name = try parameters.string("name")
+    let id = try parameters.optionalUInt32("cntlid") ?? 0
+    guard id <= UInt16.max else { throw Parameters.Failure() }
+    guard let attachment = inventory.nvmeAttachment(name) else { throw Methods.systemError(ENODEV) }
+    attachment.controller.reset(controllerID: id == 0 ? nil : UInt16(id)) { result in
+      reply(result.map { JSONValue.bool(true) }.mapError { answer($0, request.method) })
+    }
+  }
+
+  private func getPathStatistics(_ request: Request, _ reply: Reply) throws {
+    let name = try Parameters(request, allowed: ["name"]).string("name")
+    guard let device = try inventory.requireDevice(name, "read path statistics of") as? NVMeDevice else {
+      throw Methods.systemError(EINVAL)
+    }
+    let controller = device.controller
+    reply(
+      .success([
+        "name": .string(device.name),
+        "stats": .array(
+          controller.statistics(of: device.tally).map { path in
+            ["trid": controller.identifier(path.place), "stat": Methods.describe(path.counters)]
+          }),
+      ]))
   }
 
   private func getNVMeControllers(_ request: Request, _ reply: Reply) throws {

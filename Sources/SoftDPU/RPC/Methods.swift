@@ -23,9 +23,8 @@ struct Methods: Sendable {
   func handle(_ request: Request, _ reply: @escaping Reply) {
     let reply: Reply = { result in
       inventory.whenDurable { failure in
-        // The disk failed, and what the call did is there: the next change writes all of it anew.
         guard let failure else { return reply(result) }
-        reply(.failure(answer(failure, request.method)))
+        reply(.failure(notWrittenDown(failure, request.method)))
       }
     }
     guard let method = Methods.table[request.method] else { return reply(.failure(.methodNotFound)) }
@@ -34,6 +33,16 @@ struct Methods: Sendable {
     } catch {
       reply(.failure(answer(error, request.method)))
     }
+  }
+
+  /// The answer where the disk failed after the system had taken the bytes: what the call did is there, and is not to be
+  /// undone, as others may have seen it. The next change writes all of it anew.
+  private func notWrittenDown(_ error: SoftDPUError, _ method: String) -> ResponseError {
+    inventory.logger.error("the configuration is not on disk", metadata: ["method": "\(method)", "error": "\(error)"])
+    return ResponseError(
+      code: -Int(error.errorNumber),
+      message: "\(systemText(error.errorNumber)): what is configured is in effect but not on disk "
+        + "(\(error.operation)); the next change writes it again")
   }
 
   /// The answer to a request that failed.

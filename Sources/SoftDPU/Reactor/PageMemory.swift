@@ -8,12 +8,11 @@ import Glibc
 ///
 /// SAFETY: the range belongs to who allocated it, until `deallocate` with the same length.
 enum PageMemory {
-  /// Zeros, on a page boundary. The process ends where the system has no memory, as with any other allocation.
-  static func allocate(_ length: Int) -> UnsafeMutableRawPointer {
+  /// Zeros, on a page boundary; nil where the system has no memory: the connection that wants it is refused.
+  static func allocate(_ length: Int) -> UnsafeMutableRawPointer? {
     let flags = CInt(MAP_PRIVATE | MAP_ANONYMOUS)
-    guard let memory = unsafe mmap(nil, length, PROT_READ | PROT_WRITE, flags, -1, 0), unsafe memory != MAP_FAILED
-    else { fatalError("no memory for a connection") }
-    return unsafe memory
+    let memory = unsafe mmap(nil, length, PROT_READ | PROT_WRITE, flags, -1, 0)
+    return unsafe memory == MAP_FAILED ? nil : memory
   }
 
   static func deallocate(_ memory: UnsafeMutableRawPointer, _ length: Int) { unsafe munmap(memory, length) }

@@ -23,6 +23,14 @@ struct Ciphertext {
   static let recordRoom = 16896
 
   var room: Int { unsafe Ciphertext.capacity - end }
+
+  /// Moves what waits to the start.
+  mutating func compact() {
+    guard unsafe start > 0, let memory = unsafe memory else { return }
+    unsafe memmove(memory, memory + start, end - start)
+    unsafe end -= start
+    unsafe start = 0
+  }
 }
 
 /// Memory of a reactor for bytes that come from a socket or go there.
@@ -155,22 +163,34 @@ private func sendCiphertext(
 
 /// Encrypts and sends what waits, as much as the socket takes and a buffer more.
 func flushEncrypted(_ stream: UnsafeMutablePointer<Stream>, _ core: UnsafeMutablePointer<ReactorCore>) {
-  guard let tls = unsafe stream.pointee.tls else { return }
-  while unsafe sendCiphertext(stream, core), unsafe stream.pointee.firstOut != nil {
-    guard unsafe reserveCiphertext(stream, core), let memory = unsafe stream.pointee.cipher.memory else {
+  while unsafe sendCiphertext(stream, core) {
+    guard unsafe stream.pointee.firstOut != nil else { return }
+    guard unsafe encryptAhead(stream, core) else {
       return unsafe stream.pointee.broken(stream.pointee.connection, core)
     }
-    while unsafe stream.pointee.firstOut != nil, unsafe stream.pointee.cipher.room >= Ciphertext.recordRoom {
-      let (content, length) = unsafe nextRecord(stream, core)
-      if length > 0 {
-        unsafe clinux_tls_lend_output(tls, memory + stream.pointee.cipher.end, stream.pointee.cipher.room)
-        let written = unsafe clinux_tls_write(tls, content, length)
-        unsafe stream.pointee.cipher.end += clinux_tls_take_output(tls)
-        guard written == length else { return unsafe stream.pointee.broken(stream.pointee.connection, core) }
-      }
-      unsafe settle(stream, length, core)
-    }
   }
+  // While the peer takes what is in the socket, the next buffer is made: it leaves as soon as there is room.
+  guard unsafe stream.pointee.isBlocked, unsafe stream.pointee.firstOut != nil else { return }
+  unsafe stream.pointee.cipher.compact()
+  guard unsafe encryptAhead(stream, core) else { return unsafe stream.pointee.broken(stream.pointee.connection, core) }
+}
+
+/// Encrypts what waits until the buffer is full; false where the session or the memory fails.
+private func encryptAhead(_ stream: UnsafeMutablePointer<Stream>, _ core: UnsafeMutablePointer<ReactorCore>) -> Bool {
+  guard let tls = unsafe stream.pointee.tls, unsafe reserveCiphertext(stream, core),
+    let memory = unsafe stream.pointee.cipher.memory
+  else { return false }
+  while unsafe stream.pointee.firstOut != nil, unsafe stream.pointee.cipher.room >= Ciphertext.recordRoom {
+    let (content, length) = unsafe nextRecord(stream, core)
+    if length > 0 {
+      unsafe clinux_tls_lend_output(tls, memory + stream.pointee.cipher.end, stream.pointee.cipher.room)
+      let written = unsafe clinux_tls_write(tls, content, length)
+      unsafe stream.pointee.cipher.end += clinux_tls_take_output(tls)
+      guard written == length else { return false }
+    }
+    unsafe settle(stream, length, core)
+  }
+  return true
 }
 
 /// What the next record is made of: a piece where it lies, or small pieces put together.

@@ -79,16 +79,17 @@ struct Stream {
     if unsafe capacity > 0 { unsafe PageMemory.deallocate(buffer, capacity) } else { unsafe buffer.deallocate() }
   }
 
-  /// Makes room for so many received bytes, beside those that wait.
-  mutating func reserve(_ length: Int) {
-    guard unsafe length > capacity else { return }
-    let larger = unsafe PageMemory.allocate(length)
+  /// Makes room for so many received bytes, beside those that wait; false where there is no memory for them.
+  mutating func reserve(_ length: Int) -> Bool {
+    guard unsafe length > capacity else { return true }
+    guard let larger = unsafe PageMemory.allocate(length) else { return false }
     unsafe larger.copyMemory(from: bytes, byteCount: available)
     unsafe deallocate()
     unsafe buffer = unsafe larger
     unsafe end -= start
     unsafe start = 0
     unsafe capacity = length
+    return true
   }
 
   /// Puts bytes behind those that wait, as if they had been received. There has to be room.

@@ -29,6 +29,8 @@ class StreamConnection: Drainable, @unchecked Sendable {
   private(set) final var isClosed = false
   private var isGone = false
 
+  /// Why a connection ends that there is no memory for.
+  static let noMemory = "there is no memory for the connection"
   /// Others have their turn after so many buffers.
   private static let buffersPerTurn = 8
 
