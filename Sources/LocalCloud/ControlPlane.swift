@@ -1,3 +1,4 @@
+import IaaS
 import JSON
 import Kubernetes
 import Logging
@@ -38,6 +39,7 @@ struct ControlPlane: Sendable {
       for host in settings.hostNames {
         try await objects.apply(try DeployFiles.manifests(in: "hosts", variables: ["HOST": host]))
       }
+      try await objects.apply(try machineAPIObjects())
       for definition in definitions {
         try await objects.waitUntilServed(definition)
       }
@@ -51,6 +53,31 @@ struct ControlPlane: Sendable {
   private static let namespace: JSONValue = [
     "apiVersion": "v1", "kind": "Namespace", "metadata": ["name": .string(systemNamespace)],
   ]
+
+  /// Where the API server finds bm-api: on this machine, by a name of the Service that its certificate has.
+  private func machineAPIObjects() throws -> [JSONValue] {
+    let authority = directory.certificate(Certificates.Authority.cluster.rawValue)
+    let name = Account.machineAPI.name
+    return [
+      [
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": ["name": .string(name), "namespace": .string(Self.systemNamespace)],
+        "spec": ["type": "ExternalName", "externalName": "localhost"],
+      ],
+      [
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": ["name": .string("v1.\(Names.subresourceGroup)")],
+        "spec": [
+          "group": .string(Names.subresourceGroup), "version": "v1", "groupPriorityMinimum": 1000,
+          "versionPriority": 15, "caBundle": .string(Base64.encode(try Files.read(authority) ?? "")),
+          "service": [
+            "name": .string(name), "namespace": .string(Self.systemNamespace),
+            "port": .integer(Int64(settings.ports[PortPlan.machineAPI] ?? 0)),
+          ],
+        ],
+      ],
+    ]
+  }
 
   /// A simulated server as an operator would register a real one: its BMC's account and the host itself.
   private func hostObjects(_ host: String) throws -> [JSONValue] {
