@@ -197,15 +197,15 @@ final class MachineAPIService: Sendable {
   }
 
   /// Why holders of tickets must not keep their consoles.
-  func objections(_ tickets: [ConsoleTicket]) async -> [String?] {
-    var lines: [ConsoleLineKey: String] = [:]
+  func objections(_ tickets: [ConsoleTicket]) async -> [ConsoleObjection?] {
+    var lines: [ConsoleLineKey: ConsoleObjection] = [:]
     for key in Set(tickets.map(\.line)) { lines[key] = await objection(to: key) }
-    var found: [String?] = []
+    var found: [ConsoleObjection?] = []
     for ticket in tickets {
       if let line = lines[ticket.line] {
         found.append(line)
       } else if (try? await authorizer.isAllowed(ticket.identity, ticket.access)) == false {
-        found.append("you are not allowed to use this console any more")
+        found.append(ConsoleObjection(code: 1008, reason: "you are not allowed to use this console any more"))
       } else {
         found.append(nil)
       }
@@ -213,13 +213,15 @@ final class MachineAPIService: Sendable {
     return found
   }
 
-  private func objection(to line: ConsoleLineKey) async -> String? {
+  private func objection(to line: ConsoleLineKey) async -> ConsoleObjection? {
+    let gone = ConsoleObjection(code: 1008, reason: "the machine is gone")
     do {
       let machine = try await client.get(BareMetalMachine.self, name: line.name, namespace: line.namespace)
-      if machine.metadata.uid != line.machineUID { return "the machine is gone" }
-      return machine.status?.host == line.host ? nil : "the machine is not on this host any more; connect again"
+      if machine.metadata.uid != line.machineUID { return gone }
+      if machine.status?.host == line.host { return nil }
+      return ConsoleObjection(code: 1012, reason: "the machine is not on this host any more; connect again")
     } catch let error as KubernetesError {
-      return error.code == .notFound ? "the machine is gone" : nil
+      return error.code == .notFound ? gone : nil
     } catch {
       return nil
     }

@@ -39,6 +39,13 @@ struct ConsoleMetrics: Sendable {
   }
 }
 
+/// Why a console must not stay open.
+struct ConsoleObjection: Sendable, Hashable {
+  /// A status of RFC 6455, section 7.4: 1008 where it is of no use to connect again.
+  var code: Int
+  var reason: String
+}
+
 /// All consoles that are open. What is not `async` happens on the event loop.
 final class ConsoleSwitchboard: Sendable {
   private struct State {
@@ -139,7 +146,7 @@ final class ConsoleSwitchboard: Sendable {
   ///
   /// - Parameter objections: why the holders of tickets must not keep their consoles, in the tickets' order; nil for those
   ///   who may, and where it cannot be found out now.
-  func run(objections: @escaping @Sendable ([ConsoleTicket]) async -> [String?]) async throws {
+  func run(objections: @escaping @Sendable ([ConsoleTicket]) async -> [ConsoleObjection?]) async throws {
     let sweeping = loop.scheduleRepeatedTask(initialDelay: limits.ping, delay: limits.ping) { [self] _ in sweep() }
     do {
       while true {
@@ -149,7 +156,7 @@ final class ConsoleSwitchboard: Sendable {
         for ((ticket, id), objection) in zip(sessions, found) {
           guard let objection else { continue }
           try await loop.submit { [self] in
-            state.value.lines[ticket.line]?.sessions[id]?.end(1008, objection)
+            state.value.lines[ticket.line]?.sessions[id]?.end(objection.code, objection.reason)
           }.get()
         }
       }
