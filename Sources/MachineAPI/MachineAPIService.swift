@@ -155,6 +155,11 @@ final class MachineAPIService: Sendable {
       throw APIFailure.conflict(
         key.name, "machine \(key) has no host yet (\(machine.status?.message ?? "pending")); wait until it starts")
     }
+    // Before, the line may still show what the host's last machine wrote.
+    guard machine.status?.bootedAt != nil else {
+      throw APIFailure.conflict(
+        key.name, "machine \(key) is not on (\(machine.status?.message ?? "stopped")); it has a console when it is")
+    }
     let socketPath = try await socket(of: hostName, machine: key, uid: uid)
     return ConsoleTicket(
       machine: key.description,

@@ -48,15 +48,18 @@ import Testing
 @Suite struct WriterSeatTests {
   @Test func oneTypesAtATime() {
     var seat = WriterSeat()
-    #expect(seat.type(session: 1, user: "alice") == .tookSeat)
-    #expect(seat.type(session: 1, user: "alice") == .mayType)
-    #expect(seat.type(session: 2, user: "bob") == .refused(holder: "alice"))
-    #expect(seat.takeOver(session: 2, user: "bob"))
-    #expect(!seat.takeOver(session: 2, user: "bob"))
-    #expect(seat.type(session: 1, user: "alice") == .refused(holder: "bob"))
-    #expect(!seat.leave(session: 1))
-    #expect(seat.leave(session: 2))
-    #expect(seat.type(session: 1, user: "alice") == .tookSeat)
+    func type(_ session: Int, _ user: String) -> WriterSeat.Answer { seat.type(session: session, user: user) }
+    func takeOver(_ session: Int, _ user: String) -> Bool { seat.takeOver(session: session, user: user) }
+    func leave(_ session: Int) -> Bool { seat.leave(session: session) }
+    #expect(type(1, "alice") == .tookSeat)
+    #expect(type(1, "alice") == .mayType)
+    #expect(type(2, "bob") == .refused(holder: "alice"))
+    #expect(takeOver(2, "bob"))
+    #expect(!takeOver(2, "bob"))
+    #expect(type(1, "alice") == .refused(holder: "bob"))
+    #expect(!leave(1))
+    #expect(leave(2))
+    #expect(type(1, "alice") == .tookSeat)
   }
 }
 

@@ -180,7 +180,10 @@ final class Installation: Sendable {
       ], subresource: "status")
     _ = try await client.mergePatch(
       BareMetalMachine.self, name: Self.machine, namespace: namespace,
-      patch: ["status": ["host": "host-01", "phase": "Running", "boot": 1]], subresource: "status")
+      patch: ["status": [
+          "host": "host-01", "phase": "Running", "boot": 1, "bootedAt": .string(MicroTimestamp.now().description),
+        ]
+      ], subresource: "status")
   }
 
   func path(_ verb: String, machine: String = Installation.machine, namespace: String? = nil) -> String {
