@@ -131,7 +131,8 @@ let package = Package(
     room(
       "MachineAPI",
       [
-        "BareMetal", "IaaS", "JSON", "Kubernetes", "Telemetry", "WebServer", crypto, logging, nioCore, nioHTTP1, nioPosix,
+        "BareMetal", "IaaS", "JSON", "Kubernetes", "Telemetry", "WebServer", crypto, logging, nioCore, nioHTTP1,
+        nioPosix,
         nioSSL, nioWebSocket, swiftASN1, x509,
       ]),
     room(

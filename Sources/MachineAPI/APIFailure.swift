@@ -57,7 +57,9 @@ package struct APIFailure: Error, Sendable, Hashable, CustomStringConvertible {
     if let machine {
       details = ["name": .string(machine), "group": .string(APIGroup.name), "kind": .string(APIGroup.plural)]
     }
-    if let field { details["causes"] = [["reason": "FieldValueInvalid", "message": .string(message), "field": .string(field)]] }
+    if let field {
+      details["causes"] = [["reason": "FieldValueInvalid", "message": .string(message), "field": .string(field)]]
+    }
     if let retryAfterSeconds { details["retryAfterSeconds"] = .integer(Int64(retryAfterSeconds)) }
     if details != [:] { status["details"] = details }
     return status

@@ -160,14 +160,19 @@ import Testing
     let session = try ChildProcess(
       "sh",
       [
-        "-c", "exec '\(bmctl)' console \(Installation.machine) -n \(installation.namespace) --kubeconfig "
+        "-c",
+        "exec '\(bmctl)' console \(Installation.machine) -n \(installation.namespace) --kubeconfig "
           + "'\(installation.plane.kubeconfig)' <'\(fifo)'",
       ], output: log)
     defer { session.kill() }
     let keys = open(fifo, O_WRONLY)
     defer { close(keys) }
-    func type(_ text: String) { _ = text.utf8.withContiguousStorageIfAvailable { write(keys, $0.baseAddress, $0.count) } }
-    try await eventually(within: .seconds(20), "the greeting is shown") { contentsOfFile(log)?.contains("login") == true }
+    func type(_ text: String) {
+      _ = text.utf8.withContiguousStorageIfAvailable { write(keys, $0.baseAddress, $0.count) }
+    }
+    try await eventually(within: .seconds(20), "the greeting is shown") {
+      contentsOfFile(log)?.contains("login") == true
+    }
     type("one\n")
     try await eventually(within: .seconds(20), "what was typed comes back") {
       contentsOfFile(log)?.contains("you typed one") == true

@@ -180,7 +180,8 @@ final class Installation: Sendable {
       ], subresource: "status")
     _ = try await client.mergePatch(
       BareMetalMachine.self, name: Self.machine, namespace: namespace,
-      patch: ["status": [
+      patch: [
+        "status": [
           "host": "host-01", "phase": "Running", "boot": 1, "bootedAt": .string(MicroTimestamp.now().description),
         ]
       ], subresource: "status")

@@ -103,7 +103,8 @@ final class ConsoleSwitchboard: Sendable {
     state.value.users[ticket.identity.user, default: 0] += 1
     metrics.sessions.set(Double(state.value.sessions))
     logger.info(
-      "console opened", metadata: ["machine": "\(ticket.machine)", "user": "\(ticket.identity.user)", "session": "\(id)"])
+      "console opened",
+      metadata: ["machine": "\(ticket.machine)", "user": "\(ticket.identity.user)", "session": "\(id)"])
     chosen.join(session)
     return (session, chosen)
   }

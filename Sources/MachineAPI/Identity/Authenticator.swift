@@ -66,7 +66,8 @@ package final class Authenticator: Sendable {
     if let token = proof.bearerToken, let identity = try await review(token) { return identity.complete }
     throw APIFailure(
       401, "Unauthorized",
-      "no certificate or token proves who calls; call through the API server, or with a certificate or token of its users")
+      "no certificate or token proves who calls; call through the API server, or with a certificate or token of its users"
+    )
   }
 
   private func subject(of certificate: [UInt8], signedBy authorities: String) async -> CertificateSubject? {

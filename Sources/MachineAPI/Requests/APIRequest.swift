@@ -44,7 +44,8 @@ package struct APIRequest: Sendable {
   package func checkParameters(of verb: MachineVerb) throws(APIFailure) {
     for (name, _) in query where !Self.ignored.contains(name) && !verb.parameters.contains(name) {
       let known = verb.parameters.isEmpty ? "it has none" : "it has \(verb.parameters.joined(separator: ", "))"
-      throw .badRequest("\(verb.rawValue) has no parameter '\(name.prefix(64))'; \(known)", field: String(name.prefix(64)))
+      throw .badRequest(
+        "\(verb.rawValue) has no parameter '\(name.prefix(64))'; \(known)", field: String(name.prefix(64)))
     }
   }
 

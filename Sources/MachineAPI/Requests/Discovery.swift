@@ -81,7 +81,8 @@ package enum Discovery {
     common["name"] = ["type": "string", "description": "The disk's name."]
     schemas[definition("RemoveDiskOptions")] = schema("Options of removedisk.", common, required: ["name"])
     schemas[status] = schema(
-      "The outcome (metav1.Status).", ["apiVersion": text, "kind": text, "status": text, "message": text, "reason": text])
+      "The outcome (metav1.Status).",
+      ["apiVersion": text, "kind": text, "status": text, "message": text, "reason": text])
     return schemas
   }
 
@@ -104,7 +105,8 @@ package enum Discovery {
         verb.method == "PUT"
         ? ["description": "OK", "schema": ["$ref": .string("#/definitions/\(status)")]] : ["description": "OK"]
       let operation: JSONValue = [
-        "description": .string(verb.summary), "operationId": .string(identifier(verb)), "consumes": ["application/json"],
+        "description": .string(verb.summary), "operationId": .string(identifier(verb)),
+        "consumes": ["application/json"],
         "produces": ["application/json"], "schemes": ["https"], "tags": ["subresources_v1"],
         "parameters": .array(parameters), "responses": ["200": answer, "401": ["description": "Unauthorized"]],
       ]

@@ -80,25 +80,32 @@ package struct VerbOptions: Sendable, Hashable {
   }
 
   private mutating func readPreconditions(_ value: JSONValue) throws(APIFailure) {
-    guard case .object(let members) = value else { throw .badRequest("preconditions must be an object", field: "preconditions") }
+    guard case .object(let members) = value else {
+      throw .badRequest("preconditions must be an object", field: "preconditions")
+    }
     for (field, value) in members {
       switch field {
       case "uid": uid = try text("preconditions.uid", value)
       case "resourceVersion": resourceVersion = try text("preconditions.resourceVersion", value)
       default:
-        throw .badRequest("preconditions has no field '\(field.prefix(64))'", field: "preconditions.\(field.prefix(64))")
+        throw .badRequest(
+          "preconditions has no field '\(field.prefix(64))'", field: "preconditions.\(field.prefix(64))")
       }
     }
   }
 
   private func text(_ field: String, _ value: JSONValue) throws(APIFailure) -> String {
-    guard let text = value.stringValue, !text.isEmpty else { throw .badRequest("\(field) must be a text", field: field) }
+    guard let text = value.stringValue, !text.isEmpty else {
+      throw .badRequest("\(field) must be a text", field: field)
+    }
     return text
   }
 
   private func expect(_ field: String, _ value: JSONValue, _ wanted: String) throws(APIFailure) {
     guard value.stringValue == wanted else {
-      throw .badRequest("\(field) is \(String(decoding: value.serialize().prefix(64), as: UTF8.self)); \(wanted) was expected", field: field)
+      throw .badRequest(
+        "\(field) is \(String(decoding: value.serialize().prefix(64), as: UTF8.self)); \(wanted) was expected",
+        field: field)
     }
   }
 }

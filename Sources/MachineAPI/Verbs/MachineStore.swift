@@ -64,10 +64,13 @@ package struct MachineStore: Sendable {
           _ = try await client.request(
             method: "PATCH", path: Self.path(key), query: query, body: patch,
             contentType: "application/merge-patch+json")
-          return Outcome(options.isDryRun ? "\(message) (dry run)" : message, isChanged: !options.isDryRun, uid: machine.uid)
+          return Outcome(
+            options.isDryRun ? "\(message) (dry run)" : message, isChanged: !options.isDryRun, uid: machine.uid)
         } catch let error as KubernetesError {
           // With a version of the caller's own, the caller has to look again.
-          guard error.code == .conflict, options.resourceVersion == nil else { throw APIFailure(error, machine: key.name) }
+          guard error.code == .conflict, options.resourceVersion == nil else {
+            throw APIFailure(error, machine: key.name)
+          }
         }
       }
     }

@@ -11,7 +11,8 @@ package enum PowerVerbs {
     let isRunning = machine["spec"]?["running"]?.boolValue ?? true
     switch verb {
     case .start:
-      return isRunning ? .unchanged("\(name) is wanted to run already") : .patch(["spec": ["running": true]], "\(name) starts")
+      return isRunning
+        ? .unchanged("\(name) is wanted to run already") : .patch(["spec": ["running": true]], "\(name) starts")
     case .stop:
       return isRunning
         ? .patch(["spec": ["running": false]], "\(name) stops") : .unchanged("\(name) is wanted to be off already")
@@ -61,7 +62,8 @@ package enum DiskVerbs {
       // What the schema fills in is not in what was asked for.
       let isSame = (disk.objectValue ?? [:]).allSatisfy { present[$0.key] == $0.value }
       guard isSame else {
-        throw .conflict(name, "machine \(machine.key) has another disk '\(wanted)'; choose another name, or change that one")
+        throw .conflict(
+          name, "machine \(machine.key) has another disk '\(wanted)'; choose another name, or change that one")
       }
       return .unchanged("\(name) has the disk '\(wanted)' already")
     }

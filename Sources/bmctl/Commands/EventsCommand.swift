@@ -53,7 +53,9 @@ struct EventsCommand: AsyncParsableCommand {
 /// Events for people.
 package enum EventText {
   package static func moment(_ event: JSONValue) -> String {
-    let times = [event["series"]?["lastObservedTime"], event["lastTimestamp"], event["eventTime"], event["firstTimestamp"]]
+    let times = [
+      event["series"]?["lastObservedTime"], event["lastTimestamp"], event["eventTime"], event["firstTimestamp"],
+    ]
     let text = times.lazy.compactMap { $0?.stringValue }.first { !$0.isEmpty }
     return text ?? event["metadata"]?["creationTimestamp"]?.stringValue ?? ""
   }

@@ -48,7 +48,9 @@ package enum PlanText {
     let name = TextWidth.printable(plan["metadata"]?["name"]?.stringValue ?? "")
     let phase = TextWidth.printable(plan["phase"]?.stringValue ?? "Pending")
     var lines = ["\(style.paint(name, .bold))  \(style.state(phase))"]
-    if let message = plan["message"]?.stringValue, !message.isEmpty { lines.append("  \(TextWidth.printable(message))") }
+    if let message = plan["message"]?.stringValue, !message.isEmpty {
+      lines.append("  \(TextWidth.printable(message))")
+    }
     let steps = texts(plan["steps"])
     lines.append(steps.isEmpty ? "Nothing is to be done now." : "To be done now, in any order:")
     lines += steps.map { "  \(style.unicode ? "•" : "*") \($0)" }

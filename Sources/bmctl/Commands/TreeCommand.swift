@@ -20,7 +20,8 @@ struct TreeCommand: AsyncParsableCommand {
         BareMetalMachine.definition, name: name, namespace: connection.namespace
       ).content
       var parts = MachineTree(machine: machine)
-      func read(_ definition: ResourceDefinition, _ name: String, in namespace: String? = nil) async throws -> JSONValue?
+      func read(_ definition: ResourceDefinition, _ name: String, in namespace: String? = nil) async throws
+        -> JSONValue?
       {
         do {
           return try await client.get(definition, name: name, namespace: namespace).content
@@ -120,7 +121,8 @@ package struct MachineTree: Sendable {
         let host = text(attachment["metadata"]?["labels"]?[Names.hostLabel])
         volumeNode.children.append(
           Node(
-            text: "attachment \(text(attachment["metadata"]?["name"]))  \(isAttached ? "attached" : "not attached") to \(host)"
+            text:
+              "attachment \(text(attachment["metadata"]?["name"]))  \(isAttached ? "attached" : "not attached") to \(host)"
           ))
       }
       claimNode.children.append(volumeNode)
