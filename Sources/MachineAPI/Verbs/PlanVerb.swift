@@ -112,7 +112,12 @@ struct PlanVerb: Sendable {
       let power = host.status?.power?.rawValue ?? "Unknown"
       assumptions.append("the power of host \(host.key.name) is \(power), as last read by bm-controller")
     }
-    return PlanDocument.body(machine, plan(view), assumptions: assumptions)
+    let plan = plan(view)
+    let asks = plan.steps.contains { step in
+      if case .power(_, .off(let grace)) = step { grace > .zero } else { false }
+    }
+    if asks { assumptions.append("bm-controller's --shutdown-grace is its default") }
+    return PlanDocument.body(machine, plan, assumptions: assumptions)
   }
 
   /// bm-controller reads the power from the BMC; what it read is in the host's status.
