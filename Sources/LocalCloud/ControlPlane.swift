@@ -39,7 +39,9 @@ struct ControlPlane: Sendable {
       for host in settings.hostNames {
         try await objects.apply(try DeployFiles.manifests(in: "hosts", variables: ["HOST": host]))
       }
-      try await objects.apply(try machineAPIObjects())
+      let (service, registration) = try machineAPIObjects()
+      try await objects.apply([service])
+      try await Self.register(registration, client)
       for definition in definitions {
         try await objects.waitUntilServed(definition)
       }
@@ -55,10 +57,10 @@ struct ControlPlane: Sendable {
   ]
 
   /// Where the API server finds bm-api: on this machine, by a name of the Service that its certificate has.
-  private func machineAPIObjects() throws -> [JSONValue] {
+  private func machineAPIObjects() throws -> (service: JSONValue, registration: JSONValue) {
     let authority = directory.certificate(Certificates.Authority.cluster.rawValue)
     let name = Account.machineAPI.name
-    return [
+    return (
       [
         "apiVersion": "v1", "kind": "Service",
         "metadata": ["name": .string(name), "namespace": .string(Self.systemNamespace)],
@@ -75,8 +77,21 @@ struct ControlPlane: Sendable {
             "port": .integer(Int64(settings.ports[PortPlan.machineAPI] ?? 0)),
           ],
         ],
-      ],
-    ]
+      ]
+    )
+  }
+
+  /// Server-side apply of an APIService makes kube-apiserver 1.20 panic: it has no field manager for these.
+  private static func register(_ registration: JSONValue, _ client: KubernetesClient) async throws {
+    let definition = ResourceDefinition(
+      group: "apiregistration.k8s.io", version: "v1", kind: "APIService", plural: "apiservices", namespaced: false)
+    let object = DynamicObject(content: registration)
+    do {
+      _ = try await client.create(definition, object)
+    } catch let error as KubernetesError {
+      guard error.code == .alreadyExists else { throw error }
+      _ = try await client.mergePatch(definition, name: object.name ?? "", patch: registration)
+    }
   }
 
   /// A simulated server as an operator would register a real one: its BMC's account and the host itself.

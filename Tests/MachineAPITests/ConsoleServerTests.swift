@@ -9,6 +9,15 @@ import Synchronization
 import TestSupport
 import Testing
 
+/// A value that several tasks see.
+private final class Shared<Value: Sendable>: Sendable {
+  private let value: Mutex<Value>
+
+  init(_ value: Value) { self.value = Mutex(value) }
+
+  func withLock<Result>(_ body: (inout Value) -> Result) -> Result { value.withLock { body(&$0) } }
+}
+
 /// Consoles, with Python's `websockets` as somebody else's client and with our own.
 @Suite(.timeLimit(.minutes(5)), .serialized) struct ConsoleServerTests {
   private func python(_ installation: Installation, _ scenario: String, _ more: String...) async throws -> JSONValue {
@@ -65,9 +74,9 @@ import Testing
   /// A reader that takes nothing misses bytes, and holds up nobody.
   @Test func aSlowReaderHoldsUpNobody() async throws {
     let installation = try await Installation.start()
-    let taken = Mutex(0)
-    let opened = Mutex(0)
-    let skipped = Mutex(0)
+    let taken = Shared(0)
+    let opened = Shared(0)
+    let skipped = Shared(0)
     let alice = try installation.client(as: "alice")
     func open(reads: Bool) -> (CInt, Task<Void, any Error>) {
       var ends: [CInt] = [-1, -1]
@@ -90,10 +99,10 @@ import Testing
     let (slow, slowTask) = open(reads: false)
     let (quick, quickTask) = open(reads: true)
     try await eventually(within: .seconds(20), "both are open") { opened.withLock { $0 } == 2 }
-    let stop = Atomic(false)
+    let stop = Shared(false)
     let reader = Task.detached {
       var buffer = [UInt8](repeating: 0, count: 1 << 20)
-      while !stop.load(ordering: .relaxed) {
+      while stop.withLock({ !$0 }) {
         if read(quick, &buffer, buffer.count) <= 0 { try await Task.sleep(for: .milliseconds(1)) }
       }
     }
@@ -109,12 +118,12 @@ import Testing
     // Now the slow one reads: it is told what it missed.
     let catcher = Task.detached {
       var buffer = [UInt8](repeating: 0, count: 1 << 20)
-      while !stop.load(ordering: .relaxed) {
+      while stop.withLock({ !$0 }) {
         if read(slow, &buffer, buffer.count) <= 0 { try await Task.sleep(for: .milliseconds(1)) }
       }
     }
     try await eventually(within: .seconds(20), "the slow one is told") { skipped.withLock { $0 } > 0 }
-    stop.store(true, ordering: .relaxed)
+    stop.withLock { $0 = true }
     _ = await reader.result
     _ = await catcher.result
     for task in [slowTask, quickTask] { task.cancel() }
@@ -128,8 +137,8 @@ import Testing
     let installation = try await Installation.start { $0.consoles.recheck = .milliseconds(200) }
     let alice = try installation.client(as: "alice")
     let path = installation.path("console")
-    let ended = Mutex<WebSocketEvent?>(nil)
-    let opened = Mutex(false)
+    let ended = Shared<WebSocketEvent?>(nil)
+    let opened = Shared(false)
     var ends: [CInt] = [-1, -1]
     socketpair(AF_UNIX, CInt(SOCK_STREAM.rawValue) | CInt(SOCK_NONBLOCK.rawValue), 0, &ends)
     let near = ends[0]

@@ -179,8 +179,9 @@ final class HTTPConnection: ChannelInboundHandler {
     let channel = context.channel
     let done = context.writeAndFlush(wrapOutboundOut(.end(nil)))
     if closing {
-      done.whenComplete { _ in channel.close(promise: nil) }
-      setTimer(.seconds(5), context)
+      // While the client still sends, an end would cost it the answer: it gets a moment to read and to leave by itself.
+      if status != 413 { done.whenComplete { _ in channel.close(promise: nil) } }
+      setTimer(.seconds(2), context)
       return
     }
     self.head = nil
