@@ -15,6 +15,8 @@ protocol ConsoleLine: Sendable, CustomStringConvertible {
   var tellsItself: Bool { get }
   /// Why it is of no use to try again.
   var refusal: CommandError? { get }
+  /// The session is over: that the connection ends now is no news.
+  func end()
 }
 
 /// A console that its chassis serves on this computer.
@@ -25,6 +27,7 @@ struct LocalConsoleLine: ConsoleLine {
   var isConnected: Bool { true }
   var tellsItself: Bool { false }
   var refusal: CommandError? { nil }
+  func end() {}
 
   func open() throws -> CInt? {
     let descriptor = Glibc.socket(AF_UNIX, CInt(SOCK_STREAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue), 0)
@@ -88,6 +91,7 @@ final class RemoteConsoleLine: ConsoleLine {
   var isConnected: Bool { state.withLock { $0.isConnected } }
   var tellsItself: Bool { true }
   var refusal: CommandError? { state.withLock { $0.refusal } }
+  func end() { state.withLock { $0.hasToldLoss = true } }
 
   func open() throws -> CInt? {
     var ends: [CInt] = [-1, -1]

@@ -45,7 +45,10 @@ struct ConsoleSession {
 
   mutating func run() throws -> Ending {
     try connect()
-    defer { if socket >= 0 { close(socket) } }
+    defer {
+      line.end()
+      if socket >= 0 { close(socket) }
+    }
     let signals = try SignalPipe.open([SIGTERM, SIGHUP, SIGWINCH, SIGINT])
     defer { close(signals) }
     let terminal = RawTerminal()
