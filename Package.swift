@@ -28,8 +28,12 @@ let hummingbirdTLS = Target.Dependency.product(name: "HummingbirdTLS", package: 
 let nioCore = Target.Dependency.product(name: "NIOCore", package: "swift-nio")
 let nioPosix = Target.Dependency.product(name: "NIOPosix", package: "swift-nio")
 let nioHTTP1 = Target.Dependency.product(name: "NIOHTTP1", package: "swift-nio")
+let nioWebSocket = Target.Dependency.product(name: "NIOWebSocket", package: "swift-nio")
 let nioSSL = Target.Dependency.product(name: "NIOSSL", package: "swift-nio-ssl")
 let subprocess = Target.Dependency.product(name: "Subprocess", package: "swift-subprocess")
+let crypto = Target.Dependency.product(name: "Crypto", package: "swift-crypto")
+let swiftASN1 = Target.Dependency.product(name: "SwiftASN1", package: "swift-asn1")
+let x509 = Target.Dependency.product(name: "X509", package: "swift-certificates")
 let systemPackage = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 let yams = Target.Dependency.product(name: "Yams", package: "Yams")
 
@@ -53,6 +57,9 @@ let package = Package(
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-asn1", from: "1.7.4"),
+    .package(url: "https://github.com/apple/swift-certificates", from: "1.21.1"),
+    .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
     .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
     .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
@@ -103,7 +110,8 @@ let package = Package(
     room(
       "Kubernetes",
       [
-        "JSON", "Telemetry", httpClient, logging, nioCore, nioHTTP1, nioPosix, nioSSL, subprocess, systemPackage, yams,
+        "JSON", "Telemetry", httpClient, logging, nioCore, nioHTTP1, nioPosix, nioSSL, nioWebSocket, subprocess,
+        systemPackage, yams,
       ]),
     room("Reconciler", ["JSON", "Kubernetes", "Telemetry", "WebServer", logging]),
 
@@ -122,6 +130,13 @@ let package = Package(
         subprocess, systemPackage, yams,
       ]),
     room(
+      "MachineAPI",
+      [
+        "BareMetal", "IaaS", "JSON", "Kubernetes", "Telemetry", "WebServer", crypto, logging, nioCore, nioHTTP1,
+        nioPosix,
+        nioSSL, nioWebSocket, swiftASN1, x509,
+      ]),
+    room(
       "LocalCloud",
       ["Files", "JSON", "BMC", "CLinux", "IaaS", "Kubernetes", "Telemetry", logging, subprocess, systemPackage, yams]),
 
@@ -129,8 +144,8 @@ let package = Package(
     .executableTarget(
       name: "ycloud",
       dependencies: [
-        "BareMetal", "BMC", "CLinux", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "OPIBridge",
-        "Reconciler", "SoftDPU", "SoftHost", "Storage", "Telemetry", "WebServer", argumentParser, logging,
+        "BareMetal", "BMC", "CLinux", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "MachineAPI",
+        "OPIBridge", "Reconciler", "SoftDPU", "SoftHost", "Storage", "Telemetry", "WebServer", argumentParser, logging,
       ], swiftSettings: common),
     .executableTarget(
       name: "bmctl",
@@ -188,6 +203,11 @@ let package = Package(
     tests("IaaS", ["JSON", "Kubernetes", yams]),
     tests("Storage", ["CLinux", "IaaS", "JSON", "Kubernetes", "Telemetry", logging, nioCore]),
     tests("BareMetal", ["BMC", "DPU", "IaaS", "JSON", "Kubernetes", logging, yams]),
+    .testTarget(
+      name: "MachineAPITests",
+      dependencies: [
+        "IaaS", "JSON", "Kubernetes", "MachineAPI", "Telemetry", "TestSupport", logging, nioCore, nioHTTP1, nioPosix,
+      ], exclude: ["Python"], swiftSettings: common),
     .testTarget(
       name: "Acceptance",
       dependencies: ["BMC", "JSON", "SoftHost", "TestBMC", "TestSupport", logging, subprocess, systemPackage],

@@ -99,7 +99,7 @@ def program(name):
 WHERE = {
     "BareMetal": "bm-controller, bm-handler", "BMC": "bm-controller", "Kubernetes": "every role that talks to the API server",
     "Reconciler": "every controller", "SoftDPU": "softdpu", "SoftHost": "softhost", "Storage": "csi-controller",
-    "Telemetry": "every role", "LocalCloud": "ycloud up", "OPIBridge": "opi-bridge",
+    "MachineAPI": "bm-api", "Telemetry": "every role", "LocalCloud": "ycloud up", "OPIBridge": "opi-bridge",
 }
 METRIC = re.compile(
     r'\.(counter|gauge|histogram|collected)\(\s*"([a-z0-9_]+)",\s*help:\s*((?:"(?:[^"\\\\]|\\\\.)*"[\s+]*)+)'

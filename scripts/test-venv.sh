@@ -1,12 +1,12 @@
 #!/bin/sh
 # Makes the Python environment with the peers that the tests run against (Redfish and IPMI servers and clients and the
-# SPDK command line, all written by others) and prints its path. Does nothing where it is complete already.
+# SPDK command line, a WebSocket client, all written by others) and prints its path. Does nothing where it is complete already.
 #
 #   scripts/test-venv.sh [DIR]     DIR defaults to $YCLOUD_TEST_VENV, then to ~/.cache/ycloud/venv
 set -eu
 
 directory=${1:-${YCLOUD_TEST_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/ycloud/venv}}
-packages="sushy-tools==2.2.0 pyghmi==1.6.19 redfish==3.4.2 sushy==5.14.0 spdk==26.9 pydpu==0.2.1"
+packages="sushy-tools==2.2.0 pyghmi==1.6.19 redfish==3.4.2 sushy==5.14.0 spdk==26.9 pydpu==0.2.1 websockets==15.0.1"
 stamp="$directory/.packages"
 
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$packages" ]; then

@@ -2,6 +2,8 @@
 public enum Names {
   /// The API group of all resources here.
   public static let group = "iaas.yusur.io"
+  /// The API group that bm-api serves: what is done to a machine and seen of it.
+  public static let subresourceGroup = "subresources.iaas.yusur.io"
   /// The namespace of the cloud's own objects.
   public static let systemNamespace = "ycloud-system"
 
@@ -35,7 +37,7 @@ public enum Names {
   public static let capacityAnnotation = "csi.ycloud.yusur.io/capacity"
   /// Member of an attachment's reported metadata: the size in bytes that the server sees.
   public static let shownCapacity = "capacity"
-  /// Annotation of a machine: any new value restarts it.
+  /// Annotation of a machine: any new value restarts it; ``RestartRequest`` says how.
   public static let restartAnnotation = "iaas.yusur.io/restart-requested"
   /// Label of a migration by which bm-controller empties a host: the host.
   public static let evacuatedHostLabel = "iaas.yusur.io/evacuated-host"

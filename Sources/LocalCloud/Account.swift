@@ -12,6 +12,7 @@ struct Account: Sendable, Hashable {
     name: "kube-controller-manager", user: "system:kube-controller-manager", groups: ["system:masters"])
   static let volumeController = Account(name: "csi-controller", user: "ycloud:csi-controller")
   static let machineController = Account(name: "bm-controller", user: "ycloud:bm-controller")
+  static let machineAPI = Account(name: "bm-api", user: "ycloud:bm-api")
 
   /// Each DPU has an account of its own, which can read the boot data of its own server only.
   static func handler(_ host: String) -> Account {
@@ -19,7 +20,7 @@ struct Account: Sendable, Hashable {
   }
 
   static func all(hosts: [String]) -> [Account] {
-    [administrator, controllerManager, volumeController, machineController] + hosts.map(handler)
+    [administrator, controllerManager, volumeController, machineController, machineAPI] + hosts.map(handler)
   }
 
   /// A kubeconfig for this account, with the keys inside, so that the one file can be copied elsewhere.

@@ -2,9 +2,9 @@ import Glibc
 
 /// Keys and certificates of one cloud, made with openssl and kept in `pki/`.
 ///
-/// There are three authorities, so that a certificate for one purpose is worth nothing for another: `ca` for the API
-/// server and its users, `etcd-ca` for the database, which only the API server may enter, and `hardware-ca` for the
-/// servers' BMCs.
+/// There are four authorities, so that a certificate for one purpose is worth nothing for another: `ca` for the API
+/// server and its users, `etcd-ca` for the database, which only the API server may enter, `hardware-ca` for the
+/// servers' BMCs, and `front-proxy-ca` for the API server where it speaks for its users to bm-api.
 struct Certificates: Sendable {
   let directory: CloudDirectory
 
@@ -12,6 +12,7 @@ struct Certificates: Sendable {
     case cluster = "ca"
     case etcd = "etcd-ca"
     case hardware = "hardware-ca"
+    case frontProxy = "front-proxy-ca"
   }
 
   struct Request: Sendable {
@@ -26,6 +27,9 @@ struct Certificates: Sendable {
     var isBoth = false
   }
 
+  /// The API server where it speaks for its users.
+  static let frontProxyClient = "front-proxy-client"
+
   /// What a cloud with these hosts needs.
   static func requests(hosts: [String]) -> [Request] {
     let local = ["DNS:localhost", "IP:127.0.0.1"]
@@ -38,6 +42,10 @@ struct Certificates: Sendable {
         name: "kube-controller-manager-server", authority: .cluster, subject: "/CN=kube-controller-manager",
         subjectAlternativeNames: local),
       Request(name: "upload", authority: .cluster, subject: "/CN=upload", subjectAlternativeNames: local),
+      Request(
+        name: "bm-api-server", authority: .cluster, subject: "/CN=bm-api",
+        subjectAlternativeNames: local + ["bm-api.ycloud-system.svc", "bm-api.ycloud-system"].map { "DNS:\($0)" }),
+      Request(name: frontProxyClient, authority: .frontProxy, subject: "/CN=\(frontProxyClient)"),
       Request(
         name: "etcd", authority: .etcd, subject: "/CN=etcd", subjectAlternativeNames: local, isBoth: true),
       Request(name: "etcd-client", authority: .etcd, subject: "/CN=kube-apiserver"),

@@ -33,7 +33,7 @@ struct CloudComponents: Sendable {
     for host in settings.hostNames {
       components += [dataPlane(host), storageAPI(host), try chassis(host)]
     }
-    components += [try volumeController(), try machineController()]
+    components += [try volumeController(), try machineController(), try machineAPI()]
     for host in settings.hostNames {
       components.append(try handler(host))
     }
@@ -106,6 +106,13 @@ struct CloudComponents: Sendable {
         "--service-account-key-file=\(directory.serviceAccountPublicKey)",
         "--service-account-signing-key-file=\(directory.privateKey("service-accounts"))",
         "--service-cluster-ip-range=10.96.0.0/24",
+        // How it speaks for its users to bm-api.
+        "--requestheader-client-ca-file=\(directory.certificate(Certificates.Authority.frontProxy.rawValue))",
+        "--requestheader-allowed-names=\(Certificates.frontProxyClient)",
+        "--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+        "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        "--proxy-client-cert-file=\(directory.certificate(Certificates.frontProxyClient))",
+        "--proxy-client-key-file=\(directory.privateKey(Certificates.frontProxyClient))",
         "--profiling=false",
       ], after: ["etcd"], readiness: .probe { try await controlPlane.isReady() },
       // With watches open it takes a minute to end by itself, and has nothing to lose.
@@ -223,6 +230,20 @@ struct CloudComponents: Sendable {
       [
         "bm-controller", "--kubeconfig", directory.roleKubeconfig(name),
         "--identity-lock", directory.identityLock(name),
+        "--metrics-address", "127.0.0.1:\(metrics)", "--log-level", logLevel,
+      ], after: [Self.objects], readiness: .http(port: metrics, path: "/readyz"))
+  }
+
+  private func machineAPI() throws -> Component {
+    let name = Account.machineAPI.name
+    let metrics = try port(PortPlan.metrics(name))
+    return process(
+      name, programs.ycloud,
+      [
+        "bm-api", "--kubeconfig", directory.roleKubeconfig(name),
+        "--listen", "127.0.0.1:\(try port(PortPlan.machineAPI))",
+        "--tls-cert", directory.certificate("bm-api-server"), "--tls-key", directory.privateKey("bm-api-server"),
+        "--console-sockets", "\(directory.shortPath)/hosts",
         "--metrics-address", "127.0.0.1:\(metrics)", "--log-level", logLevel,
       ], after: [Self.objects], readiness: .http(port: metrics, path: "/readyz"))
   }

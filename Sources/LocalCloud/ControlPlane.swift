@@ -1,3 +1,4 @@
+import IaaS
 import JSON
 import Kubernetes
 import Logging
@@ -38,6 +39,9 @@ struct ControlPlane: Sendable {
       for host in settings.hostNames {
         try await objects.apply(try DeployFiles.manifests(in: "hosts", variables: ["HOST": host]))
       }
+      let (service, registration) = try machineAPIObjects()
+      try await objects.apply([service])
+      try await Self.register(registration, client)
       for definition in definitions {
         try await objects.waitUntilServed(definition)
       }
@@ -51,6 +55,44 @@ struct ControlPlane: Sendable {
   private static let namespace: JSONValue = [
     "apiVersion": "v1", "kind": "Namespace", "metadata": ["name": .string(systemNamespace)],
   ]
+
+  /// Where the API server finds bm-api: on this machine, by a name of the Service that its certificate has.
+  private func machineAPIObjects() throws -> (service: JSONValue, registration: JSONValue) {
+    let authority = directory.certificate(Certificates.Authority.cluster.rawValue)
+    let name = Account.machineAPI.name
+    return (
+      [
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": ["name": .string(name), "namespace": .string(Self.systemNamespace)],
+        "spec": ["type": "ExternalName", "externalName": "localhost"],
+      ],
+      [
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": ["name": .string("v1.\(Names.subresourceGroup)")],
+        "spec": [
+          "group": .string(Names.subresourceGroup), "version": "v1", "groupPriorityMinimum": 1000,
+          "versionPriority": 15, "caBundle": .string(Base64.encode(try Files.read(authority) ?? "")),
+          "service": [
+            "name": .string(name), "namespace": .string(Self.systemNamespace),
+            "port": .integer(Int64(settings.ports[PortPlan.machineAPI] ?? 0)),
+          ],
+        ],
+      ]
+    )
+  }
+
+  /// Server-side apply of an APIService makes kube-apiserver 1.20 panic: it has no field manager for these.
+  private static func register(_ registration: JSONValue, _ client: KubernetesClient) async throws {
+    let definition = ResourceDefinition(
+      group: "apiregistration.k8s.io", version: "v1", kind: "APIService", plural: "apiservices", namespaced: false)
+    let object = DynamicObject(content: registration)
+    do {
+      _ = try await client.create(definition, object)
+    } catch let error as KubernetesError {
+      guard error.code == .alreadyExists else { throw error }
+      _ = try await client.mergePatch(definition, name: object.name ?? "", patch: registration)
+    }
+  }
 
   /// A simulated server as an operator would register a real one: its BMC's account and the host itself.
   private func hostObjects(_ host: String) throws -> [JSONValue] {

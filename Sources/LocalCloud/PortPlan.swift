@@ -6,14 +6,15 @@ package enum PortPlan {
   package static let apiServer = "kube-apiserver"
   package static let controllerManager = "kube-controller-manager"
   package static let upload = "upload"
+  package static let machineAPI = "bm-api"
 
   package static func bmc(_ host: String) -> String { "bmc-\(host)" }
   package static func metrics(_ process: String) -> String { "metrics-\(process)" }
 
   /// All uses of a port, in the order in which they are given out.
   package static func uses(hosts: [String]) -> [String] {
-    [etcdClient, etcdPeer, etcdMetrics, apiServer, controllerManager, upload]
-      + ["csi-controller", "bm-controller"].map(metrics)
+    [etcdClient, etcdPeer, etcdMetrics, apiServer, controllerManager, upload, machineAPI]
+      + ["csi-controller", "bm-controller", "bm-api"].map(metrics)
       + hosts.flatMap { [bmc($0), metrics("softhost-\($0)"), metrics("bm-handler-\($0)")] }
   }
 

@@ -41,6 +41,11 @@ public struct WebServerError: Error, CustomStringConvertible {
   public let subject: String
   public let message: String
 
+  public init(subject: String, message: String) {
+    self.subject = subject
+    self.message = message
+  }
+
   public var description: String { "\(subject): \(message)" }
 }
 

@@ -22,15 +22,19 @@ struct Main: AsyncParsableCommand {
     groupedSubcommands: [
       CommandGroup(
         name: "Look",
-        subcommands: [GetCommand.self, DescribeCommand.self, TimelineCommand.self, WaitCommand.self]),
+        subcommands: [
+          GetCommand.self, DescribeCommand.self, TreeCommand.self, EventsCommand.self, PlanCommand.self,
+          TimelineCommand.self, WaitCommand.self,
+        ]),
       CommandGroup(
         name: "Operate",
         subcommands: [
-          StartCommand.self, StopCommand.self, RestartCommand.self, MigrateCommand.self, DeleteCommand.self,
+          StartCommand.self, StopCommand.self, RestartCommand.self, SoftRebootCommand.self, ResetCommand.self,
+          MigrateCommand.self, DeleteCommand.self,
           ConsoleCommand.self, SSHCommand.self,
         ]),
       CommandGroup(
-        name: "Manage", subcommands: [ImageCommand.self, HostCommand.self, CompletionCommand.self]),
+        name: "Manage", subcommands: [ImageCommand.self, HostCommand.self, DoctorCommand.self, CompletionCommand.self]),
     ])
 
   static func main() async {

@@ -6,6 +6,7 @@ struct Main: AsyncParsableCommand {
     commandName: "ycloud",
     subcommands: [
       UpCommand.self, DownCommand.self, StatusCommand.self, SuperviseCommand.self,
+      BMAPICommand.self,
       BMControllerCommand.self,
       BMHandlerCommand.self,
       CSIControllerCommand.self,

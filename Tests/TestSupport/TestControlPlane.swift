@@ -122,6 +122,14 @@ public final class TestControlPlane: Sendable {
       ])
     try await issue(
       "admin", subject: "/O=system:masters/CN=admin", signed + ["-addext", "basicConstraints=critical,CA:FALSE"])
+    // The API server where it speaks for its users to the servers of aggregated groups.
+    try await issue("proxy-ca", subject: "/CN=front-proxy", ["-addext", "keyUsage=critical,keyCertSign,cRLSign"])
+    try await issue(
+      "proxy", subject: "/CN=front-proxy-client",
+      [
+        "-CA", directory.file("proxy-ca.crt"), "-CAkey", directory.file("proxy-ca.key"),
+        "-addext", "basicConstraints=critical,CA:FALSE",
+      ])
     try await ChildProcess.run(
       openssl, ["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", directory.file("sa.key")])
     try await ChildProcess.run(
@@ -205,8 +213,38 @@ public final class TestControlPlane: Sendable {
         "--service-account-signing-key-file=\(directory.file("sa.key"))",
         "--service-account-issuer=https://kubernetes.default.svc", "--service-cluster-ip-range=10.96.0.0/24",
         "--etcd-compaction-interval=0", "--allow-privileged=true",
+        "--requestheader-client-ca-file=\(directory.file("proxy-ca.crt"))",
+        "--requestheader-allowed-names=front-proxy-client", "--requestheader-username-headers=X-Remote-User",
+        "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+        "--proxy-client-cert-file=\(directory.file("proxy.crt"))",
+        "--proxy-client-key-file=\(directory.file("proxy.key"))",
       ], output: directory.file("kube-apiserver.log"))
     processes.withLock { $0.api = child }
+  }
+
+  /// Issues a certificate in the plane's directory: `NAME.crt` and `NAME.key`.
+  /// - Parameters:
+  ///   - authority: `ca` or `proxy-ca`.
+  ///   - days: how long it is valid; below zero it has expired.
+  public func issue(
+    _ name: String, subject: String, authority: String = "ca", days: Int = 2, extensions: [String] = []
+  ) async throws {
+    let openssl = try TestEnvironment.requireTool("openssl")
+    try await ChildProcess.run(
+      openssl,
+      [
+        "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", subject, "-keyout",
+        directory.file("\(name).key"), "-out", directory.file("\(name).csr"),
+      ])
+    let file = try directory.write(
+      "\(name).ext", (["basicConstraints=critical,CA:FALSE"] + extensions).joined(separator: "\n") + "\n")
+    try await ChildProcess.run(
+      openssl,
+      [
+        "x509", "-req", "-in", directory.file("\(name).csr"), "-CA", directory.file("\(authority).crt"), "-CAkey",
+        directory.file("\(authority).key"), "-set_serial", "\(Int.random(in: 1..<1 << 40))", "-days", "\(days)",
+        "-extfile", file, "-out", directory.file("\(name).crt"),
+      ])
   }
 
   /// Kills the API server without any warning; open watches are cut.

@@ -1,3 +1,4 @@
+import IaaS
 import TestSupport
 import Testing
 import bmctl

@@ -59,7 +59,13 @@ struct MachinePlanner {
     orders = bootOrders(machine.spec.disks)
   }
 
-  var grace: Duration { view.shutdownGrace }
+  /// How long the guest has to shut down. A restart that was asked for may say so; a stop has the usual time.
+  var grace: Duration {
+    guard machine.spec.running, restartWanted, let asked = machine.metadata.annotations?[Names.restartAnnotation] else {
+      return view.shutdownGrace
+    }
+    return RestartRequest(asked).grace(usual: view.shutdownGrace)
+  }
   var boot: Int64 { status.boot ?? 1 }
   var token: String { BootData.token(machineUID: uid, boot: boot) }
 

@@ -9,7 +9,7 @@ import Synchronization
 /// Connections to one API server: HTTP/1.1 with TLS, renewed when the client certificate changes.
 final class Transport: Sendable {
   /// One thread for all clients of a process. The work is small, and each more thread costs memory.
-  private static let eventLoopGroup = MultiThreadedEventLoopGroup(numberOfThreads: 1)
+  static let eventLoopGroup = MultiThreadedEventLoopGroup(numberOfThreads: 1)
 
   private struct State {
     var current: (client: HTTPClient, certificate: RequestCredential.CertificatePEM?)?
@@ -91,28 +91,7 @@ final class Transport: Sendable {
   }
 
   private func makeClient(_ certificate: RequestCredential.CertificatePEM?) throws(KubernetesError) -> HTTPClient {
-    var tls = TLSConfiguration.makeClientConfiguration()
-    tls.minimumTLSVersion = .tlsv12
-    tls.applicationProtocols = ["http/1.1"]
-    let operation = "prepare TLS for \(configuration.server)"
-    do {
-      if let authority = configuration.certificateAuthority {
-        let pem = try authority.pem(operation: operation)
-        tls.trustRoots = .certificates(try NIOSSLCertificate.fromPEMBytes(Array(pem.utf8)))
-      }
-      if configuration.insecureSkipTLSVerify { tls.certificateVerification = .none }
-      if let certificate {
-        tls.certificateChain = try NIOSSLCertificate.fromPEMBytes(Array(certificate.chain.utf8))
-          .map { .certificate($0) }
-        tls.privateKey = .privateKey(try NIOSSLPrivateKey(bytes: Array(certificate.key.utf8), format: .pem))
-      }
-    } catch let error as KubernetesError {
-      throw error
-    } catch {
-      throw KubernetesError(
-        code: .configuration, operation: operation,
-        message: "the certificate authority, client certificate or key is not valid PEM: \(error)", cause: error)
-    }
+    let tls = try configuration.tls(certificate)
     var settings = HTTPClient.Configuration(
       tlsConfiguration: tls, redirectConfiguration: .disallow,
       timeout: .init(connect: .seconds(10), read: .nanoseconds(configuration.watchIdleTimeout.inNanoseconds)),
@@ -127,7 +106,7 @@ final class Transport: Sendable {
   }
 
   /// Lets the kernel find out that the other side is gone, also while a watch is silent: this needs no timer here.
-  private static func keepAlive(_ channel: any Channel) -> EventLoopFuture<Void> {
+  static func keepAlive(_ channel: any Channel) -> EventLoopFuture<Void> {
     var options: [(ChannelOptions.Types.SocketOption, SocketOptionValue)] = [
       (ChannelOptions.socketOption(.so_keepalive), 1)
     ]
@@ -144,6 +123,36 @@ final class Transport: Sendable {
       channel.setOption(option, value: value).recover { _ in () }
     }
     return EventLoopFuture.andAllSucceed(futures, on: channel.eventLoop)
+  }
+}
+
+extension ClientConfiguration {
+  /// How a connection to the server is secured.
+  /// - Parameter certificate: what the client shows.
+  func tls(_ certificate: RequestCredential.CertificatePEM?) throws(KubernetesError) -> TLSConfiguration {
+    var tls = TLSConfiguration.makeClientConfiguration()
+    tls.minimumTLSVersion = .tlsv12
+    tls.applicationProtocols = ["http/1.1"]
+    let operation = "prepare TLS for \(server)"
+    do {
+      if let authority = certificateAuthority {
+        let pem = try authority.pem(operation: operation)
+        tls.trustRoots = .certificates(try NIOSSLCertificate.fromPEMBytes(Array(pem.utf8)))
+      }
+      if insecureSkipTLSVerify { tls.certificateVerification = .none }
+      if let certificate {
+        tls.certificateChain = try NIOSSLCertificate.fromPEMBytes(Array(certificate.chain.utf8))
+          .map { .certificate($0) }
+        tls.privateKey = .privateKey(try NIOSSLPrivateKey(bytes: Array(certificate.key.utf8), format: .pem))
+      }
+    } catch let error as KubernetesError {
+      throw error
+    } catch {
+      throw KubernetesError(
+        code: .configuration, operation: operation,
+        message: "the certificate authority, client certificate or key is not valid PEM: \(error)", cause: error)
+    }
+    return tls
   }
 }
 

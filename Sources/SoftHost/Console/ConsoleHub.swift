@@ -66,7 +66,7 @@ package final class ConsoleHub: Sendable {
     if !logPath.isEmpty {
       let log = ConsoleLog(path: logPath)
       log.rotateIfLong()
-      state.history.append(log.tail(ConsoleHub.historyMax))
+      state.history.append(log.present(ConsoleHub.historyMax))
       state.log = log
     }
     self.state = NIOLoopBoundBox.makeBoxSendingValue(state, eventLoop: loop)
@@ -128,6 +128,10 @@ package final class ConsoleHub: Sendable {
   fileprivate func guestConnected(_ channel: any Channel) {
     state.value.guest = channel
     state.value.inputWaiting = 0
+    // Another server, or the same one switched on anew, maybe for somebody else: what was before is not shown any more.
+    // What it has written already is in the log.
+    state.value.history = ConsoleHistory(limit: ConsoleHub.historyMax)
+    if let log = state.value.log { state.value.history.append(log.present(ConsoleHub.historyMax)) }
   }
 
   fileprivate func guestGone() { state.value.guest = nil }

@@ -7,7 +7,10 @@
 /// The log of a console. QEMU appends to it; this bounds its size.
 ///
 /// QEMU keeps the file open and opened it for appending, so the file is copied away and cut, not renamed.
-struct ConsoleLog: Sendable {
+package struct ConsoleLog: Sendable {
+  /// Stands in the log where the server was switched on: what is before it may be another tenant's.
+  package static let powerOn = Array("\r\n[chassis: power on]\r\n".utf8)
+
   let path: String
   /// The file is rotated when it is longer than this; one older file (`.1`) is kept.
   static let sizeMax = 8 << 20
@@ -15,6 +18,29 @@ struct ConsoleLog: Sendable {
 
   init(path: String) {
     self.path = path
+  }
+
+  /// Notes that the server is switched on. To be called before it can write.
+  package static func notePowerOn(path: String) throws {
+    guard !path.isEmpty else { return }
+    let descriptor = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0o640)
+    guard descriptor >= 0 else { throw TextFile.failure("open \(path)", errno) }
+    defer { close(descriptor) }
+    guard powerOn.withUnsafeBytes({ write(descriptor, $0.baseAddress, $0.count) }) == powerOn.count else {
+      throw TextFile.failure("write to \(path)", errno)
+    }
+  }
+
+  /// The last `count` bytes at most of what was written since the server was switched on.
+  func present(_ count: Int) -> [UInt8] {
+    let tail = tail(count)
+    let marker = Self.powerOn
+    guard tail.count >= marker.count else { return tail }
+    for start in stride(from: tail.count - marker.count, through: 0, by: -1)
+    where tail[start] == marker[0] && tail[start..<(start + marker.count)].elementsEqual(marker) {
+      return Array(tail[(start + marker.count)...])
+    }
+    return tail
   }
 
   /// The last `count` bytes.

@@ -21,7 +21,7 @@ struct ConsoleSession {
   /// After the end of a piped input: how long the guest must be quiet.
   private static let quietMs: Int32 = 1000
 
-  let address: ConsoleAddress
+  let line: any ConsoleLine
   let key: DetachKey
   /// Types `stty` with the terminal's size when the session starts and when the size changes.
   let sendsSize: Bool
@@ -35,8 +35,8 @@ struct ConsoleSession {
   private var inputEnded = false
   private var lostAt: ContinuousClock.Instant?
 
-  init(address: ConsoleAddress, key: DetachKey, sendsSize: Bool, reconnectLimitSeconds: Int = 30) {
-    self.address = address
+  init(line: any ConsoleLine, key: DetachKey, sendsSize: Bool, reconnectLimitSeconds: Int = 30) {
+    self.line = line
     self.key = key
     self.sendsSize = sendsSize
     self.reconnectLimitSeconds = reconnectLimitSeconds
@@ -45,12 +45,15 @@ struct ConsoleSession {
 
   mutating func run() throws -> Ending {
     try connect()
-    defer { if socket >= 0 { close(socket) } }
+    defer {
+      line.end()
+      if socket >= 0 { close(socket) }
+    }
     let signals = try SignalPipe.open([SIGTERM, SIGHUP, SIGWINCH, SIGINT])
     defer { close(signals) }
     let terminal = RawTerminal()
     if terminal.isTerminal {
-      Output.write("Connected to \(address). \(key.byte == nil ? "" : "\(key.name) ends the session.")\r\n", to: 2)
+      Output.write("Connected to \(line). \(key.byte == nil ? "" : "\(key.name) ends the session.")\r\n", to: 2)
     }
     if sendsSize { typeSize() }
     while true {
@@ -77,14 +80,14 @@ struct ConsoleSession {
       return nil
     }
     if count == 0 {
-      if socket >= 0 { return inputEnded ? .inputEnded : nil }
+      if socket >= 0 { return inputEnded && line.isConnected ? .inputEnded : nil }
       try reconnect(isTerminal: isTerminal)
       return nil
     }
     if wanted[3].revents != 0, let ending = takeSignals(signals) { return ending }
     if wanted[0].revents != 0, try readInput() { return .detached }
     if wanted[2].revents & Int16(POLLOUT) != 0 { flushToGuest() }
-    if wanted[2].revents & Int16(POLLIN | POLLHUP | POLLERR) != 0 { readSocket(isTerminal: isTerminal) }
+    if wanted[2].revents & Int16(POLLIN | POLLHUP | POLLERR) != 0 { try readSocket(isTerminal: isTerminal) }
     if wanted[1].revents != 0 { try flushToTerminal() }
     return nil
   }
@@ -139,33 +142,18 @@ struct ConsoleSession {
   // MARK: - The console
 
   private mutating func connect() throws {
-    guard try open() else { throw failure("console at \(address)") }
+    guard try open() else { throw failure("console at \(line)") }
   }
 
   /// - Returns: Whether there is a connection; errno tells why not.
   private mutating func open() throws -> Bool {
-    let descriptor = Glibc.socket(AF_UNIX, CInt(SOCK_STREAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue), 0)
-    guard descriptor >= 0 else { throw failure("socket") }
-    var name = sockaddr_un()
-    name.sun_family = sa_family_t(AF_UNIX)
-    withUnsafeMutableBytes(of: &name.sun_path) { $0.copyBytes(from: Array(address.path.utf8)) }
-    let status = withUnsafePointer(to: &name) {
-      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        Glibc.connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
-      }
-    }
-    guard status == 0 else {
-      let reason = errno
-      close(descriptor)
-      errno = reason
-      return false
-    }
-    _ = fcntl(descriptor, F_SETFL, O_NONBLOCK)
+    guard let descriptor = try line.open() else { return false }
     socket = descriptor
     return true
   }
 
   private mutating func reconnect(isTerminal: Bool) throws {
+    if let refusal = line.refusal { throw refusal }
     if try open() {
       lostAt = nil
       notify("connected again", isTerminal: isTerminal)
@@ -174,7 +162,7 @@ struct ConsoleSession {
     // A person can press the detach key; a script would wait for ever.
     if !isTerminal, let lostAt, lostAt.duration(to: .now) > .seconds(reconnectLimitSeconds) {
       throw CommandError(
-        .unreachable, "console at \(address)",
+        .unreachable, "console at \(line)",
         "the connection was lost and did not come back in \(reconnectLimitSeconds) s")
     }
   }
@@ -185,7 +173,7 @@ struct ConsoleSession {
     if count > 0 { toGuest.removeFirst(count) }
   }
 
-  private mutating func readSocket(isTerminal: Bool) {
+  private mutating func readSocket(isTerminal: Bool) throws {
     var buffer = [UInt8](repeating: 0, count: Self.chunk)
     let count = read(socket, &buffer, buffer.count)
     if count > 0 {
@@ -195,12 +183,14 @@ struct ConsoleSession {
       socket = -1
       // What was typed into a line that is gone must not come out in another one.
       toGuest = []
+      if let refusal = line.refusal { throw refusal }
       lostAt = .now
       notify("the console is away; trying again", isTerminal: isTerminal)
     }
   }
 
   private func notify(_ text: String, isTerminal: Bool) {
+    guard !line.tellsItself else { return }
     Output.write("\r\n[bmctl: \(text)]\(isTerminal ? "\r" : "")\n", to: 2)
   }
 

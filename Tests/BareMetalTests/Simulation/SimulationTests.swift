@@ -188,7 +188,11 @@ final class Simulation {
       }
       machine.metadata.deletionTimestamp = machine.metadata.deletionTimestamp ?? Timestamp(world.now.date)
     case 3..<5: machine.spec.running.toggle()
-    case 5: machine.metadata.annotations = [Names.restartAnnotation: "\(world.version)"]
+    case 5:
+      let manner: RestartRequest.Manner = world.version.isMultiple(of: 2) ? .reset : .restart
+      machine.metadata.annotations = [
+        Names.restartAnnotation: RestartRequest(manner, token: "\(world.version)").description
+      ]
     case 6: machine.spec.disks[0].bootOrder = machine.spec.disks[0].bootOrder == 1 ? 2 : 1
     case 7:
       // Somebody removes a secret that looks as if nobody needed it.

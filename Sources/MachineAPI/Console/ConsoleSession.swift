@@ -1,0 +1,140 @@
+import JSON
+import NIOCore
+import NIOWebSocket
+
+/// Who has a console open, and what they may do with it.
+struct ConsoleTicket: Sendable {
+  var machine: String
+  var line: ConsoleLineKey
+  /// Where the server's line is served.
+  var socketPath: String
+  var identity: Identity
+  var access: AccessRequest
+  var spoken: ConsoleProtocol
+  /// Whether the client named the protocol, and has to be told.
+  var namesProtocol: Bool
+  var since: ConsolePlace?
+  var takesOver: Bool
+  var isReadOnly: Bool
+}
+
+/// One line: a machine on a host. The same machine on another host is another line.
+struct ConsoleLineKey: Sendable, Hashable {
+  var host: String
+  var machineUID: String
+  var namespace: String
+  var name: String
+}
+
+/// One client of a console. Everything happens on the event loop.
+final class ConsoleSession {
+  /// Bytes on their way to one client; the rest stays on the tape.
+  static let inFlightMax = 128 << 10
+  private static let piece = 32 << 10
+
+  let id: Int
+  let ticket: ConsoleTicket
+  let channel: any Channel
+  private var place: UInt64 = 0
+  private var inFlight = 0
+  private var isEnding = false
+  /// Refusals are told once a second at most.
+  private var refusedAt: NIODeadline?
+  var heardAt: NIODeadline = .now()
+
+  init(id: Int, ticket: ConsoleTicket, channel: any Channel) {
+    self.id = id
+    self.ticket = ticket
+    self.channel = channel
+  }
+
+  /// Finds the beginning and greets.
+  func begin(on tape: ConsoleTape, epoch: String, history: Int) {
+    var resumed = false
+    if let since = ticket.since, since.epoch == epoch, since.offset <= tape.end {
+      place = since.offset
+      resumed = true
+    } else {
+      place = tape.beginning(history: history)
+    }
+    tell(.hello(place: ConsolePlace(epoch: epoch, offset: place), resumed: resumed, machine: ticket.machine))
+  }
+
+  /// Sends what is on the tape, as far as the client takes it.
+  /// - Returns: Bytes that the client missed.
+  func pump(_ tape: ConsoleTape, epoch: String, again: @escaping @Sendable () -> Void) -> UInt64 {
+    var missed: UInt64 = 0
+    var wrote = false
+    while !isEnding, inFlight < Self.inFlightMax {
+      let (skipped, bytes) = tape.read(from: place, atMost: Self.piece)
+      if skipped > 0 {
+        missed += skipped
+        place += skipped
+        tell(.skipped(bytes: skipped, place: ConsolePlace(epoch: epoch, offset: place)))
+      }
+      guard !bytes.isEmpty else { break }
+      place += UInt64(bytes.count)
+      let count = bytes.count
+      var buffer = channel.allocator.buffer(capacity: count + 1)
+      if ticket.spoken == .channels { buffer.writeInteger(UInt8(1)) }
+      buffer.writeBytes(bytes)
+      inFlight += count
+      let promise = channel.eventLoop.makePromise(of: Void.self)
+      let bound = NIOLoopBound(self, eventLoop: channel.eventLoop)
+      promise.futureResult.whenComplete { _ in
+        bound.value.inFlight -= count
+        again()
+      }
+      channel.write(WebSocketFrame(fin: true, opcode: .binary, data: buffer), promise: promise)
+      wrote = true
+    }
+    if wrote { channel.flush() }
+    return missed
+  }
+
+  func tell(_ notice: ConsoleNotice) {
+    guard !isEnding else { return }
+    switch ticket.spoken {
+    case .plain:
+      let buffer = channel.allocator.buffer(bytes: notice.json.serialize())
+      channel.writeAndFlush(WebSocketFrame(fin: true, opcode: .text, data: buffer), promise: nil)
+    case .channels:
+      guard let words = notice.words else { return }
+      var buffer = channel.allocator.buffer(capacity: words.utf8.count + 16)
+      buffer.writeInteger(UInt8(2))
+      buffer.writeString("\r\n[console: \(words)]\r\n")
+      channel.writeAndFlush(WebSocketFrame(fin: true, opcode: .binary, data: buffer), promise: nil)
+    }
+  }
+
+  func refuse(_ reason: String) {
+    let now = NIODeadline.now()
+    if let refusedAt, now - refusedAt < .seconds(1) { return }
+    refusedAt = now
+    tell(.refused(reason: reason))
+  }
+
+  func ping() { send(.ping, []) }
+  func pong(_ data: [UInt8]) { send(.pong, data) }
+
+  private func send(_ opcode: WebSocketOpcode, _ data: [UInt8]) {
+    // One who takes nothing gets no answers either: they would queue up.
+    guard !isEnding, channel.isWritable else { return }
+    channel.writeAndFlush(
+      WebSocketFrame(fin: true, opcode: opcode, data: channel.allocator.buffer(bytes: data)), promise: nil)
+  }
+
+  /// Ends the session with a status (RFC 6455, section 7.4) and a reason.
+  func end(_ code: Int, _ reason: String) {
+    guard !isEnding else { return }
+    isEnding = true
+    var buffer = channel.allocator.buffer(capacity: 128)
+    buffer.write(webSocketErrorCode: WebSocketErrorCode(codeNumber: code))
+    buffer.writeString(String(reason.prefix(100)))
+    let channel = channel
+    channel.writeAndFlush(WebSocketFrame(fin: true, opcode: .connectionClose, data: buffer))
+      .whenComplete { _ in channel.close(promise: nil) }
+    // One who takes nothing does not get this either.
+    channel.eventLoop.scheduleTask(in: .seconds(5)) { channel.close(promise: nil) }
+  }
+}

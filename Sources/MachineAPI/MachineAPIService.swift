@@ -1,0 +1,245 @@
+import IaaS
+import JSON
+import Kubernetes
+import Logging
+import Telemetry
+
+/// What a request is answered with.
+enum APIAnswer: Sendable {
+  case document(status: Int, body: JSONValue, retryAfterSeconds: Int? = nil)
+  case text(status: Int, String)
+  /// The connection becomes a console.
+  case console(ConsoleTicket)
+}
+
+/// Answers requests: finds out who calls and whether they may, and does what they ask for at the API server.
+final class MachineAPIService: Sendable {
+  let authenticator: Authenticator
+  private let authorizer: Authorizer
+  private let store: MachineStore
+  private let client: KubernetesClient
+  /// The folder below which consoles' sockets are; nil where this process serves no consoles.
+  private let consoleFolder: String?
+  private let requests: CounterFamily
+  private let logger: Logger
+
+  init(client: KubernetesClient, consoleFolder: String?, registry: MetricsRegistry, logger: Logger) {
+    self.client = client
+    self.consoleFolder = consoleFolder
+    self.logger = logger
+    authenticator = Authenticator(client: client)
+    authorizer = Authorizer(client: client, registry: registry)
+    store = MachineStore(client: client)
+    requests = registry.counter(
+      "bm_api_requests_total", help: "Requests that were answered.", labels: ["verb", "code"])
+  }
+
+  var isReady: Bool { authenticator.settings != nil }
+
+  /// - Returns: the answer, and whether the caller is somebody known.
+  func answer(_ request: APIRequest) async -> (answer: APIAnswer, isKnown: Bool) {
+    var isKnown = false
+    var label = "other"
+    do {
+      let answer = try await self.answer(request, isKnown: &isKnown, label: &label)
+      if case .document(let status, _, _) = answer { requests.increment(label, "\(status)") }
+      if case .console = answer { requests.increment(label, "101") }
+      return (answer, isKnown)
+    } catch let failure as APIFailure {
+      requests.increment(label, "\(failure.code)")
+      return (
+        .document(status: failure.code, body: failure.body, retryAfterSeconds: failure.retryAfterSeconds), isKnown
+      )
+    } catch {
+      logger.error("a request failed in a way that nobody thought of", metadata: ["error": "\(error)"])
+      let failure = APIFailure(500, "InternalError", "bm-api could not answer; its log tells why")
+      requests.increment(label, "500")
+      return (.document(status: failure.code, body: failure.body), isKnown)
+    }
+  }
+
+  private func answer(
+    _ request: APIRequest, isKnown: inout Bool, label: inout String
+  ) async throws -> APIAnswer {
+    // Whoever is unknown learns nothing, not even which paths there are.
+    if case .health(let name)? = try? Route.parse(method: request.method, path: request.path) {
+      guard name != "readyz" || isReady else { return .text(status: 503, "not ready\n") }
+      return .text(status: 200, "ok\n")
+    }
+    let identity: Identity
+    do {
+      identity = try await authenticator.identity(of: request.proof)
+    } catch {
+      if (error as? APIFailure)?.code == 401 { authorizer.countUnauthenticated() }
+      throw error
+    }
+    isKnown = true
+    let route = try Route.parse(method: request.method, path: request.path)
+    if case .machine(let verb, _, _) = route { label = verb.rawValue }
+    if let access = route.access(path: request.path) { try await authorizer.check(identity, access) }
+    switch route {
+    case .health: return .text(status: 200, "ok\n")
+    case .groups: return .document(status: 200, body: Discovery.groups)
+    case .group: return .document(status: 200, body: Discovery.group)
+    case .resources: return .document(status: 200, body: Discovery.resources)
+    case .openAPI2: return .document(status: 200, body: Discovery.openAPI2)
+    case .openAPI3Index: return .document(status: 200, body: Discovery.openAPI3Index)
+    case .openAPI3: return .document(status: 200, body: Discovery.openAPI3)
+    case .machine(let verb, let namespace, let name):
+      try request.checkParameters(of: verb)
+      let key = ObjectKey(namespace: namespace, name: name)
+      switch verb {
+      case .console: return .console(try await ticket(key, request, identity))
+      case .timeline: return .document(status: 200, body: TimelineDocument.body(try await store.object(key)))
+      case .plan:
+        let running = try request.flag("running")
+        return .document(
+          status: 200, body: try await PlanVerb(client: client).answer(try await store.machine(key), running: running))
+      default: return try await change(verb, key, request, identity)
+      }
+    }
+  }
+
+  private func change(
+    _ verb: MachineVerb, _ key: ObjectKey, _ request: APIRequest, _ identity: Identity
+  ) async throws -> APIAnswer {
+    let options = try VerbOptions(verb, request: request)
+    let outcome = try await store.change(key, options) { machine throws(APIFailure) in
+      switch verb {
+      case .adddisk, .removedisk: try DiskVerbs.decide(verb, machine, options)
+      default: try PowerVerbs.decide(verb, machine, options, now: .now())
+      }
+    }
+    if outcome.isChanged {
+      logger.info(
+        "done for a user", metadata: ["verb": "\(verb.rawValue)", "machine": "\(key)", "user": "\(identity.user)"])
+    }
+    return .document(
+      status: 200,
+      body: [
+        "kind": "Status", "apiVersion": "v1", "metadata": [:], "status": "Success", "message": .string(outcome.message),
+        "details": [
+          "name": .string(key.name), "group": .string(APIGroup.name), "kind": .string(APIGroup.plural),
+          "uid": .string(outcome.uid ?? ""),
+        ],
+        "code": 200,
+      ])
+  }
+
+  // MARK: Consoles
+
+  private func ticket(_ key: ObjectKey, _ request: APIRequest, _ identity: Identity) async throws -> ConsoleTicket {
+    let upgrade = request.header("upgrade")?.lowercased()
+    guard upgrade == "websocket", request.header("sec-websocket-version") == "13",
+      request.header("sec-websocket-key")?.utf8.count == 24, request.body.isEmpty
+    else {
+      throw APIFailure(
+        400, "BadRequest", "a console is opened by a WebSocket handshake (RFC 6455, version 13): Upgrade: websocket")
+    }
+    let offered = request.proof.headers.filter { $0.name.lowercased() == "sec-websocket-protocol" }.map(\.value)
+    let (spoken, isNamed) = try ConsoleProtocol.choose(offered)
+    var since: ConsolePlace?
+    if let text = try request.parameter("since") {
+      guard let place = ConsolePlace(text) else {
+        throw APIFailure.badRequest("since is no place of a console; take one that a session told", field: "since")
+      }
+      since = place
+    }
+    let takesOver = try request.flag("takeover") ?? false
+    let isReadOnly = try request.flag("readOnly") ?? false
+    guard !(takesOver && isReadOnly) else {
+      throw APIFailure.badRequest("takeover and readOnly exclude each other", field: "takeover")
+    }
+    let machine = try await store.machine(key)
+    guard let hostName = machine.status?.host, !hostName.isEmpty, let uid = machine.metadata.uid else {
+      throw APIFailure.conflict(
+        key.name, "machine \(key) has no host yet (\(machine.status?.message ?? "pending")); wait until it starts")
+    }
+    // Before, the line may still show what the host's last machine wrote.
+    guard machine.status?.bootedAt != nil else {
+      throw APIFailure.conflict(
+        key.name, "machine \(key) is not on (\(machine.status?.message ?? "stopped")); it has a console when it is")
+    }
+    let socketPath = try await socket(of: hostName, machine: key, uid: uid)
+    return ConsoleTicket(
+      machine: key.description,
+      line: ConsoleLineKey(host: hostName, machineUID: uid, namespace: key.namespace ?? "", name: key.name),
+      socketPath: socketPath, identity: identity,
+      access: .machine(
+        verb: MachineVerb.console.access, subresource: MachineVerb.console.rawValue, namespace: key.namespace ?? "",
+        name: key.name), spoken: spoken, namesProtocol: isNamed, since: since, takesOver: takesOver,
+      isReadOnly: isReadOnly)
+  }
+
+  /// Where a host's line is served. What is told of it to a tenant says nothing of where that is.
+  private func socket(of hostName: String, machine: ObjectKey, uid: String) async throws -> String {
+    let host: BareMetalHost
+    do {
+      host = try await client.get(BareMetalHost.self, name: hostName)
+    } catch let error as KubernetesError {
+      throw APIFailure(error, machine: machine.name)
+    }
+    guard host.status?.claim?.uid == uid else {
+      throw APIFailure.conflict(machine.name, "machine \(machine) does not hold its host any more")
+    }
+    guard let consoleFolder else {
+      throw APIFailure(
+        501, "NotImplemented", "this bm-api serves no consoles; its operator starts it with --console-sockets")
+    }
+    guard let address = host.metadata.annotations?[ConsoleAddress.annotation].flatMap({ ConsoleAddress($0) }) else {
+      throw APIFailure(
+        501, "NotImplemented",
+        "the host of machine \(machine) has no console that bm-api knows (annotation \(ConsoleAddress.annotation))",
+        machine: machine.name)
+    }
+    guard ConsoleFolder.contains(consoleFolder, address.path) else {
+      logger.warning("a host's console is outside of the folder of consoles", metadata: ["host": "\(hostName)"])
+      throw APIFailure(
+        501, "NotImplemented", "the console of the host of machine \(machine) is not where this bm-api serves consoles",
+        machine: machine.name)
+    }
+    return address.path
+  }
+
+  /// Why holders of tickets must not keep their consoles.
+  func objections(_ tickets: [ConsoleTicket]) async -> [ConsoleObjection?] {
+    var lines: [ConsoleLineKey: ConsoleObjection] = [:]
+    for key in Set(tickets.map(\.line)) { lines[key] = await objection(to: key) }
+    var found: [ConsoleObjection?] = []
+    for ticket in tickets {
+      if let line = lines[ticket.line] {
+        found.append(line)
+      } else if (try? await authorizer.isAllowed(ticket.identity, ticket.access)) == false {
+        found.append(ConsoleObjection(code: 1008, reason: "you are not allowed to use this console any more"))
+      } else {
+        found.append(nil)
+      }
+    }
+    return found
+  }
+
+  private func objection(to line: ConsoleLineKey) async -> ConsoleObjection? {
+    let gone = ConsoleObjection(code: 1008, reason: "the machine is gone")
+    do {
+      let machine = try await client.get(BareMetalMachine.self, name: line.name, namespace: line.namespace)
+      if machine.metadata.uid != line.machineUID { return gone }
+      if machine.status?.host == line.host { return nil }
+      return ConsoleObjection(code: 1012, reason: "the machine is not on this host any more; connect again")
+    } catch let error as KubernetesError {
+      return error.code == .notFound ? gone : nil
+    } catch {
+      return nil
+    }
+  }
+}
+
+/// Which sockets are consoles: whoever describes hosts must not choose what else bm-api talks to.
+package enum ConsoleFolder {
+  /// Whether `path` is below `folder`, as text: without links of its own making.
+  package static func contains(_ folder: String, _ path: String) -> Bool {
+    let parts = path.split(separator: "/", omittingEmptySubsequences: false).dropFirst()
+    guard !parts.contains(where: { $0.isEmpty || $0 == "." || $0 == ".." }) else { return false }
+    let prefix = folder.hasSuffix("/") ? folder : folder + "/"
+    return path.hasPrefix(prefix) && path.hasSuffix(".sock") && path.utf8.count > prefix.utf8.count
+  }
+}

@@ -1,0 +1,221 @@
+"""Somebody else's client of a machine's console: scenarios, whose findings are printed as one line of JSON."""
+
+import base64
+import json
+import os
+import socket
+import ssl
+import struct
+import sys
+import time
+from urllib.parse import urlparse
+
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+scenario, api_server, own_server, authority, token, path = sys.argv[1:7]
+context = ssl.create_default_context(cafile=authority)
+PLAIN = "console.iaas.yusur.io"
+
+
+def open_console(user, query="", protocols=(PLAIN,), server=api_server, **more):
+    url = server.replace("https://", "wss://") + path + query
+    headers = {"Authorization": f"Bearer {token}"}
+    if user:
+        headers["Impersonate-User"] = user
+    return connect(url, ssl=context, additional_headers=headers, subprotocols=list(protocols) or None,
+                   compression=None, **more)
+
+
+class Console:
+    """Collects what comes: bytes of the console, and notices about the session."""
+
+    def __init__(self, *args, **kwargs):
+        self.socket = open_console(*args, **kwargs)
+        self.bytes = b""
+        self.notices = []
+        self.start = None
+
+    def place(self):
+        """The place after the last byte that came."""
+        epoch, offset = self.start.split(".")
+        return f"{epoch}.{int(offset) + len(self.bytes)}"
+
+    def until(self, condition, limit=15):
+        end = time.monotonic() + limit
+        while not condition(self):
+            message = self.socket.recv(timeout=max(0.01, end - time.monotonic()))
+            if isinstance(message, bytes):
+                self.bytes += message
+            else:
+                self.notices.append(json.loads(message))
+                self.start = self.start or self.notices[-1].get("place")
+        return self
+
+    def notice(self, kind):
+        return next((n for n in self.notices if n["type"] == kind), None)
+
+    def text(self):
+        return self.bytes.decode()
+
+
+def status_of(*args, **kwargs):
+    try:
+        open_console(*args, **kwargs).close()
+        return 101
+    except InvalidStatus as refusal:
+        return refusal.response.status_code
+
+
+def share():
+    alice = Console("alice").until(lambda c: b"login" in c.bytes)
+    result = {"history": alice.text()}
+    carol = Console("carol").until(lambda c: b"login" in c.bytes)
+    alice.socket.send(b"ls")
+    result["echo"] = alice.until(lambda c: b"ls" in c.bytes).text()
+    result["bobSees"] = carol.until(lambda c: b"ls" in c.bytes).text()
+    carol.socket.send(b"rm")
+    result["refused"] = carol.until(lambda c: c.notice("refused")).notice("refused")["reason"]
+    alice.notices.clear()
+    carol.socket.send(json.dumps({"type": "takeover"}))
+    carol.until(lambda c: any(n["type"] == "writer" and n["you"] for n in c.notices))
+    carol.socket.send(b"id")
+    result["taken"] = carol.until(lambda c: b"id" in c.bytes).text()
+    result["told"] = alice.until(lambda c: c.notice("writer")).notice("writer")["user"]
+
+    # Alice goes away, and comes back to where she was.
+    alice.until(lambda c: b"id" in c.bytes)
+    place = alice.place()
+    alice.socket.close()
+    carol.socket.send(b"while away")
+    carol.until(lambda c: b"while away" in c.bytes)
+    back = Console("alice", f"?since={place}").until(lambda c: b"while away" in c.bytes)
+    result["resumed"] = back.notice("hello")["resumed"]
+    result["missed"] = back.text()
+    carol.socket.close()
+
+    channels = Console("alice", protocols=["v4.channel.k8s.io"])
+    channels.until(lambda c: b"login" in c.bytes)
+    channels.socket.send(b"\x00channel")
+    result["channels"] = channels.until(lambda c: b"you typed channel" in c.bytes).bytes.decode(errors="replace")
+    result["view"] = status_of("bob")
+    result["other"] = status_of("mallory")
+    result["unspoken"] = status_of("alice", protocols=["v9.channel.k8s.io"])
+    return result
+
+
+class Raw:
+    """A WebSocket by hand, at bm-api's own door, which does what no client should."""
+
+    def __init__(self):
+        url = urlparse(own_server)
+        plain = socket.create_connection((url.hostname, url.port), timeout=15)
+        self.socket = context.wrap_socket(plain, server_hostname=url.hostname)
+        key = base64.b64encode(os.urandom(16)).decode()
+        self.socket.sendall((
+            f"GET {path} HTTP/1.1\r\nHost: {url.netloc}\r\nAuthorization: Bearer {token}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n").encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = self.socket.recv(1)
+            if not piece:
+                raise EOFError(head)
+            head += piece
+        self.status = int(head.split()[1])
+
+    def frame(self, first, payload=b"", masked=True, length=None):
+        length = len(payload) if length is None else length
+        bit = 0x80 if masked else 0
+        head = bytes([first])
+        if length < 126:
+            head += bytes([bit | length])
+        elif length < 65536:
+            head += bytes([bit | 126]) + struct.pack(">H", length)
+        else:
+            head += bytes([bit | 127]) + struct.pack(">Q", length)
+        self.socket.sendall(head + (b"\0\0\0\0" if masked else b"") + payload)
+
+    def exactly(self, count):
+        data = b""
+        while len(data) < count:
+            piece = self.socket.recv(count - len(data))
+            if not piece:
+                raise EOFError()
+            data += piece
+        return data
+
+    def close_code(self):
+        """The status with which the server ends it; 0 where it just goes."""
+        try:
+            while True:
+                first, second = self.exactly(2)
+                length = second & 0x7F
+                if length == 126:
+                    length = struct.unpack(">H", self.exactly(2))[0]
+                elif length == 127:
+                    length = struct.unpack(">Q", self.exactly(8))[0]
+                payload = self.exactly(length)
+                if first & 0x0F == 8:
+                    return struct.unpack(">H", payload[:2])[0]
+        except (EOFError, OSError):
+            return 0
+
+
+def abuse():
+    witness = Console("alice").until(lambda c: b"login" in c.bytes)
+    result = {}
+    raw = Raw()
+    raw.frame(0x82, b"", length=1 << 40)
+    result["giant"] = raw.close_code()
+    raw = Raw()
+    raw.frame(0x82, b"hello", masked=False)
+    result["unmasked"] = raw.close_code()
+    raw = Raw()
+    raw.frame(0x02, b"a")
+    raw.frame(0x82, b"b")
+    result["fragments"] = raw.close_code()
+    for _ in range(20):
+        raw = Raw()
+        raw.socket.sendall(os.urandom(4096))
+        raw.close_code()
+    result["garbage"] = True
+    raw = Raw()
+    began = time.monotonic()
+    raw.socket.settimeout(20)
+    raw.close_code()
+    result["silent"] = time.monotonic() - began < 18
+    # So many of one user's, and no more.
+    crowd = [Raw() for _ in range(12)]
+    alive = 0
+    for raw in crowd:
+        raw.socket.settimeout(1.0)
+        first, second = raw.exactly(2)
+        alive += first & 0x0F == 1
+    result["crowd"] = alive
+    for raw in crowd:
+        raw.socket.close()
+    # Connections that say nothing do not keep out those who do.
+    url = urlparse(own_server)
+    silent = []
+    for _ in range(300):
+        try:
+            silent.append(socket.create_connection((url.hostname, url.port), timeout=5))
+        except OSError:
+            pass
+    witness.socket.send(b"still here")
+    result["witness"] = witness.until(lambda c: b"still here" in c.bytes).text()
+    open_sockets = 0
+    for s in silent:
+        s.settimeout(0.05)
+        try:
+            if s.recv(1) != b"":
+                open_sockets += 1
+        except (TimeoutError, socket.timeout):
+            open_sockets += 1
+        except OSError:
+            pass
+    result["strangers"] = open_sockets <= 20
+    return result
+
+
+print(json.dumps({"share": share, "abuse": abuse}[scenario]()))
