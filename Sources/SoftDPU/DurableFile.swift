@@ -52,8 +52,9 @@ enum DurableFile {
     try write(value.serialize() + [0x0A], to: path)
   }
 
-  /// The same with bytes.
-  static func write(_ bytes: [UInt8], to path: String) throws(SoftDPUError) {
+  /// The same with bytes. `onNew` is called when the new content is what readers find, though a crash may undo it: an
+  /// error after that leaves it there.
+  static func write(_ bytes: [UInt8], to path: String, onNew: () -> Void = {}) throws(SoftDPUError) {
     let operation = "write \(path)"
     let temporary = "\(path).new"
     let fd = unsafe open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
@@ -67,6 +68,7 @@ enum DurableFile {
       throw error
     }
     guard unsafe rename(temporary, path) == 0 else { throw .system(errno, operation) }
+    onNew()
     try syncDirectory(String(path[..<(path.lastIndex(of: "/") ?? path.startIndex)]))
   }
 

@@ -127,7 +127,7 @@ extension Methods {
 
   private func deleteSubsystem(_ request: Request, _ reply: @escaping Reply) throws {
     let nqn = try Parameters(request, allowed: ["nqn", "tgt_name"]).string("nqn")
-    inventory.dropUnrestored(nqn)
+    inventory.dropUnrestored { $0.parameters["nqn"]?.stringValue == nqn }
     inventory.deleteSubsystem(nqn) { result in
       reply(result.map { JSONValue.bool(true) }.mapError { _ in Methods.invalidParameters })
     }
