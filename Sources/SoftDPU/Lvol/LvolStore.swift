@@ -171,10 +171,10 @@ final class LvolStore: Sendable {
       switch Finding(file: name, known: known, removed: manifest.removed) {
       case .keep: break
       case .remove: unsafe unlink(path)
-      case .name: unsafe rename(path, "\(path.dropLast(4)).img")
+      case .name: unsafe Glibc.rename(path, "\(path.dropLast(4)).img")
       case .putAside:
         unsafe mkdir("\(folder)/lvols/lost", 0o700)
-        if unsafe rename(path, "\(folder)/lvols/lost/\(name)") == 0 { lost.append(name) }
+        if unsafe Glibc.rename(path, "\(folder)/lvols/lost/\(name)") == 0 { lost.append(name) }
       }
     }
     for lvol in manifest.lvols.values { unsafe truncate(file(lvol.uuid), off_t(lvol.size)) }
@@ -185,7 +185,7 @@ final class LvolStore: Sendable {
   func destroy() throws(SoftDPUError) {
     // The description goes first: a store half removed is no store. Under another name, which says that it is removed.
     let path = "\(folder)/lvstore.json"
-    guard unsafe rename(path, "\(path).removed") == 0 || errno == ENOENT else {
+    guard unsafe Glibc.rename(path, "\(path).removed") == 0 || errno == ENOENT else {
       throw .system(errno, "delete lvstore \(manifest.name)")
     }
     manifestState.withLock { $0.lvols = [:] }
@@ -458,12 +458,12 @@ final class LvolStore: Sendable {
       if manifest.lvols[new.uuid] == nil {
         unsafe unlink(unfinished(new.uuid))
       } else {
-        unsafe rename(unfinished(new.uuid), file(new.uuid))
+        unsafe Glibc.rename(unfinished(new.uuid), file(new.uuid))
       }
       throw error
     }
     // A crash before the name is durable does no harm: the next opening gives it again.
-    guard unsafe rename(unfinished(new.uuid), file(new.uuid)) == 0 else {
+    guard unsafe Glibc.rename(unfinished(new.uuid), file(new.uuid)) == 0 else {
       throw .system(errno, "name lvol \(new.name)")
     }
   }

@@ -237,7 +237,7 @@ final class InitiatorPath {
     _ slot: UnsafeMutablePointer<HostSlot>, _ io: UnsafeMutablePointer<BlockIO>, _ status: UInt16
   ) -> Bool {
     let refusal = NVMeRefusal(status: status)
-    guard unsafe refusal != .final, unsafe io.pointee.retries < refusal.maximumRetries else { return false }
+    guard refusal != .final, unsafe io.pointee.retries < refusal.maximumRetries else { return false }
     unsafe io.pointee.retries += 1
     unsafe release(slot, core)
     if refusal == .ofPath {
