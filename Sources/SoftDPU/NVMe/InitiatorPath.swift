@@ -587,6 +587,7 @@ final class InitiatorPath {
     unsafe controller.takeBack(requests)
     if let first = onFirst {
       onFirst = nil
+      controller.report()
       first(
         .failure(
           SoftDPUError(

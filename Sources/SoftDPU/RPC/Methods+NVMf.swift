@@ -30,7 +30,9 @@ extension Methods {
     do {
       try body()
     } catch let error as SoftDPUError {
-      inventory.logger.warning("a call failed", metadata: ["method": "\(request.method)", "error": "\(error)"])
+      if !isQuiet {
+        inventory.logger.warning("a call failed", metadata: ["method": "\(request.method)", "error": "\(error)"])
+      }
       // An address that is still taken is told as such: a restart waits for it.
       if error.code == .system(EADDRINUSE) { throw ResponseError.invalidParams(systemText(EADDRINUSE)) }
       throw isInternal ? ResponseError.internalError(error.message) : Methods.invalidParameters

@@ -14,7 +14,7 @@ struct Methods: Sendable {
   /// What `spdk_get_version` calls this program.
   let version: String
   /// Failures are not told.
-  private var isQuiet = false
+  private(set) var isQuiet = false
 
   init(inventory: Inventory, version: String) {
     self.inventory = inventory
