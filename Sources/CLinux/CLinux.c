@@ -4,6 +4,9 @@
 #endif
 #include "CLinux.h"
 
+#include <linux/fiemap.h>
+#include <linux/fs.h>
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -164,6 +167,32 @@ int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
   return fallocate(fd, mode, (off_t)offset, (off_t)length);
 }
 
+int clinux_file_extents(int fd, uint64_t length, uint64_t *allocated, uint64_t *shared) {
+  enum { count = 64 };
+  union {
+    struct fiemap map;
+    char room[sizeof(struct fiemap) + count * sizeof(struct fiemap_extent)];
+  } request;
+  *allocated = *shared = 0;
+  uint64_t start = 0;
+  while (start < length) {
+    memset(&request, 0, sizeof(request));
+    request.map.fm_start = start;
+    request.map.fm_length = length - start;
+    request.map.fm_extent_count = count;
+    if (ioctl(fd, FS_IOC_FIEMAP, &request.map) != 0) return -1;
+    if (request.map.fm_mapped_extents == 0) return 0;
+    for (unsigned i = 0; i < request.map.fm_mapped_extents; i++) {
+      const struct fiemap_extent *extent = &request.map.fm_extents[i];
+      *allocated += extent->fe_length;
+      if (extent->fe_flags & FIEMAP_EXTENT_SHARED) *shared += extent->fe_length;
+      start = extent->fe_logical + extent->fe_length;
+      if (extent->fe_flags & FIEMAP_EXTENT_LAST) return 0;
+    }
+  }
+  return 0;
+}
+
 void clinux_name_thread(const char *name) {
   char kept[16];
   snprintf(kept, sizeof(kept), "%s", name);
@@ -207,6 +236,21 @@ static int bind_and_listen(int fd, const struct sockaddr *address, socklen_t len
 int clinux_tcp_listen(const char *host, uint16_t port) { return tcp_socket(host, port, bind_and_listen); }
 
 int clinux_tcp_connect(const char *host, uint16_t port) { return tcp_socket(host, port, connect); }
+
+int clinux_tcp_connect_from(const char *source, uint16_t source_port, const char *host, uint16_t port) {
+  int fd = tcp_socket(source, source_port, bind);
+  if (fd < 0) return fd;
+  char service[8];
+  snprintf(service, sizeof(service), "%u", (unsigned)port);
+  struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST};
+  struct addrinfo *found = NULL;
+  int error = getaddrinfo(host, service, &hints, &found) == 0 ? 0 : EINVAL;
+  if (error == 0 && connect(fd, found->ai_addr, found->ai_addrlen) != 0 && errno != EINPROGRESS) error = errno;
+  if (found) freeaddrinfo(found);
+  if (error == 0) return fd;
+  close(fd);
+  return -error;
+}
 
 int clinux_peer_name(int fd, char *name, size_t size) {
   struct sockaddr_storage address;

@@ -38,8 +38,10 @@ package enum WholeFile {
   ///   - mode: who may read it, less the process's mask.
   ///   - isDurable: on disk when this returns, content and name; what is worth nothing after a reboot need not wait.
   ///   - temporary: the file beside; `path` with `.new` where it is nil. One that a crash left there is removed.
+  ///   - onNew: called when the new content is what readers find: an error after that leaves it there.
   package static func replace(
-    _ path: String, with bytes: [UInt8], mode: mode_t = 0o600, isDurable: Bool = true, temporary: String? = nil
+    _ path: String, with bytes: [UInt8], mode: mode_t = 0o600, isDurable: Bool = true, temporary: String? = nil,
+    onNew: () -> Void = {}
   ) throws(FileError) {
     let temporary = temporary ?? "\(path).new"
     // Made anew: one that is there could be a link, or be open to more readers.
@@ -54,6 +56,7 @@ package enum WholeFile {
       unsafe unlink(temporary)
       throw FileError(failure, "write \(path)")
     }
+    onNew()
     if isDurable { try syncDirectory(directory(of: path)) }
   }
 

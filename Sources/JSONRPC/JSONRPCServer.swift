@@ -42,6 +42,9 @@ public final class JSONRPCServer: Sendable {
     self.handler = handler
   }
 
+  /// Runs `work` between two requests.
+  public func run(_ work: @escaping @Sendable () -> Void) { queue.async(execute: work) }
+
   /// Begins to listen. The socket is open to the owner of this process only.
   public func start() throws(JSONRPCError) {
     let fd = try UnixSocket.listen(path: path)

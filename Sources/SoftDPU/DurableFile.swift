@@ -40,9 +40,10 @@ enum DurableFile {
     try write(value.serialize() + [0x0A], to: path)
   }
 
-  /// The same with bytes.
-  static func write(_ bytes: [UInt8], to path: String) throws(SoftDPUError) {
-    do throws(FileError) { try WholeFile.replace(path, with: bytes) } catch {
+  /// The same with bytes. `onNew` is called when the new content is what readers find, though a crash may undo it: an
+  /// error after that leaves it there.
+  static func write(_ bytes: [UInt8], to path: String, onNew: () -> Void = {}) throws(SoftDPUError) {
+    do throws(FileError) { try WholeFile.replace(path, with: bytes, onNew: onNew) } catch {
       throw .system(error.number, error.operation)
     }
   }

@@ -87,6 +87,7 @@ public final class SoftDPU: Sendable {
     do {
       try methods.restore()
       try server.start()
+      methods.retryUnrestored { [weak server] work in server?.run(work) }
     } catch {
       inventory.close()
       reactors.forEach { $0.stop() }

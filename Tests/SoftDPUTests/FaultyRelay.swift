@@ -4,7 +4,8 @@ import Glibc
 import Synchronization
 import TestSupport
 
-/// Passes TCP connections on, with faults: in pieces of odd sizes, late, with wrong bytes, or not at all.
+/// Passes TCP connections on, with faults: in pieces of odd sizes, late, with wrong bytes, in another order, or not at
+/// all.
 final class FaultyRelay: Sendable {
   struct Faults: Sendable {
     /// What arrives is passed on so much later, at most.
@@ -13,6 +14,9 @@ final class FaultyRelay: Sendable {
     var corruptOneIn = 0
     /// One piece in so many ends its connection instead; 0 is none.
     var cutOneIn = 0
+    /// Answers of NVMe/TCP to different commands change places, one in so many; 0 is none. TCP keeps the order of bytes,
+    /// so this is what a target may do. From the first connection on, or never.
+    var reorderOneIn = 0
   }
 
   /// What was done to the connections.
@@ -21,6 +25,7 @@ final class FaultyRelay: Sendable {
     var pieces = 0
     var corrupted = 0
     var cut = 0
+    var reordered = 0
   }
 
   private struct State {
@@ -40,7 +45,10 @@ final class FaultyRelay: Sendable {
   var tally: Tally { state.withLock { $0.tally } }
 
   /// Listens at one address, and connects to another.
-  init(listen place: (String, UInt16), connect far: (String, UInt16), seed: UInt64) throws {
+  init(
+    listen place: (String, UInt16), connect far: (String, UInt16), seed: UInt64, faults: Faults = Faults()
+  ) throws {
+    state.withLock { $0.faults = faults }
     listener = clinux_tcp_listen(place.0, place.1)
     guard listener >= 0 else { throw TestEnvironmentError("cannot listen at \(place): \(-listener)") }
     DispatchQueue(label: "relay").async { [self] in
@@ -53,6 +61,7 @@ final class FaultyRelay: Sendable {
           state.tally.pieces += turn.pieces
           state.tally.corrupted += turn.corrupted
           state.tally.cut += turn.cut
+          state.tally.reordered += turn.reordered
         }
       }
       loop.closeAll()
@@ -76,6 +85,10 @@ final class FaultyRelay: Sendable {
     var from: Int32
     var to: Int32
     var waiting: [(due: UInt64, bytes: [UInt8])] = []
+    /// The first that waits is sent in part.
+    var isTorn = false
+    /// The beginning of a PDU.
+    var partial: [UInt8] = []
     var lastDue: UInt64 = 0
   }
 
@@ -137,6 +150,35 @@ final class FaultyRelay: Sendable {
       return tally
     }
 
+    /// Has whole PDUs wait, some of them before the one that came before them.
+    private mutating func takePDUs(_ direction: inout Direction, _ faults: Faults, _ tally: inout Tally) {
+      while direction.partial.count >= 8 {
+        let length = (4..<8).reversed().reduce(0) { $0 << 8 | Int(direction.partial[$1]) }
+        guard length >= 8, direction.partial.count >= length else { return }
+        let bytes = Array(direction.partial.prefix(length))
+        direction.partial.removeFirst(length)
+        direction.waiting.append((direction.lastDue, bytes))
+        let last = direction.waiting.count - 1
+        guard last > (direction.isTorn ? 1 : 0), let own = Loop.command(of: bytes),
+          let other = Loop.command(of: direction.waiting[last - 1].bytes), own != other,
+          happens(oneIn: faults.reorderOneIn)
+        else { continue }
+        direction.waiting[last].bytes = direction.waiting[last - 1].bytes
+        direction.waiting[last - 1].bytes = bytes
+        tally.reordered += 1
+      }
+    }
+
+    /// The command that a PDU answers, by its number: a completion, or data; nil for others.
+    private static func command(of bytes: [UInt8]) -> Int? {
+      guard bytes.count >= 24 else { return nil }
+      switch bytes[0] {
+      case 5: return Int(bytes[20]) | Int(bytes[21]) << 8
+      case 7: return Int(bytes[8]) | Int(bytes[9]) << 8
+      default: return nil
+      }
+    }
+
     private mutating func serve(_ index: Int, _ side: Int, _ now: UInt64, _ faults: Faults, _ tally: inout Tally) {
       var direction = pairs[index].directions[side]
       var chunk = [UInt8](repeating: 0, count: Int.random(in: 1...16384, using: &random))
@@ -160,7 +202,12 @@ final class FaultyRelay: Sendable {
           }
           let delay = faults.delayMilliseconds > 0 ? Int.random(in: 0...faults.delayMilliseconds, using: &random) : 0
           direction.lastDue = max(direction.lastDue, now + UInt64(delay) * 1_000_000)
-          direction.waiting.append((direction.lastDue, bytes))
+          if faults.reorderOneIn > 0, side == 1 {
+            direction.partial += bytes
+            takePDUs(&direction, faults, &tally)
+          } else {
+            direction.waiting.append((direction.lastDue, bytes))
+          }
         }
       }
       while let (due, bytes) = direction.waiting.first, due <= now {
@@ -172,9 +219,13 @@ final class FaultyRelay: Sendable {
           return
         }
         if count < bytes.count {
-          if count > 0 { direction.waiting[0].bytes.removeFirst(count) }
+          if count > 0 {
+            direction.waiting[0].bytes.removeFirst(count)
+            direction.isTorn = true
+          }
           break
         }
+        direction.isTorn = false
         direction.waiting.removeFirst()
       }
       pairs[index].directions[side] = direction

@@ -17,6 +17,15 @@ import Testing
     var sizes: [String: Set<Int64>] = [:]
     /// Perhaps there, perhaps not.
     var doubtful: Set<String> = []
+    /// Perhaps one of the two, perhaps the other; never both, and never none.
+    var renames: [(old: String, new: String)] = []
+    /// Taken out of use for writing.
+    var readOnly: Set<String> = []
+    /// The store's name; several where its renaming was cut short.
+    var store = "lvs"
+    var stores: Set<String> = ["lvs"]
+    /// How often each kind of operation was answered.
+    var done: [String: Int] = [:]
   }
 
   private static func environment(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
@@ -47,11 +56,17 @@ import Testing
       do {
         while true { try await step(&model, client, directory, &number, &operations) }
       } catch {
-        // The process is gone.
+        // Only because the process is gone.
+        guard softDPU.process.isRunning == false || (try? await client.call("spdk_get_version")) == nil else {
+          throw error
+        }
       }
       try await death.value
       _ = try await process.waitForExit()
     }
+    // A test of crashes in operations that were never done tests nothing.
+    #expect(model.done.values.reduce(0, +) > 0, "\(model.done)")
+    print("crashes: \(rounds) rounds, \(model.done)")
   }
 
   /// One change; what is in doubt is noted before, and settled when the answer is there.
@@ -59,18 +74,21 @@ import Testing
     _ model: inout Model, _ client: JSONRPCClient, _ directory: TemporaryDirectory, _ number: inout Int,
     _ random: inout SeededGenerator
   ) async throws {
-    let volumes = model.contents.keys.filter { !model.snapshots.contains($0) && !model.doubtful.contains($0) }.sorted()
+    let volumes = model.contents.keys.filter {
+      !model.snapshots.contains($0) && !model.doubtful.contains($0) && !model.readOnly.contains($0)
+    }.sorted()
     let settled = model.contents.keys.filter { !model.doubtful.contains($0) }.sorted()
     number += 1
     let name = "v\(number)"
-    switch Int.random(in: 0..<10, using: &random) {
+    switch Int.random(in: 0..<15, using: &random) {
     case 0,
       1 where model.contents.count < 12:
       model.doubtful.insert(name)
       model.contents[name] = [0]
       model.sizes[name] = [1 << 20]
       _ = try await client.call(
-        "bdev_lvol_create", ["lvol_name": .string(name), "size_in_mib": 1, "lvs_name": "lvs", "thin_provision": true])
+        "bdev_lvol_create",
+        ["lvol_name": .string(name), "size_in_mib": 1, "lvs_name": .string(model.store), "thin_provision": true])
       model.doubtful.remove(name)
     case 2,
       3 where model.contents.count < 12:
@@ -80,7 +98,7 @@ import Testing
       model.sizes[name] = model.sizes[origin]
       model.snapshots.insert(name)
       _ = try await client.call(
-        "bdev_lvol_snapshot", ["lvol_name": .string("lvs/\(origin)"), "snapshot_name": .string(name)])
+        "bdev_lvol_snapshot", ["lvol_name": .string("\(model.store)/\(origin)"), "snapshot_name": .string(name)])
       model.doubtful.remove(name)
     case 4 where model.contents.count < 12:
       guard let origin = settled.filter(model.snapshots.contains).randomElement(using: &random) else { return }
@@ -88,31 +106,70 @@ import Testing
       model.contents[name] = model.contents[origin]
       model.sizes[name] = model.sizes[origin]
       _ = try await client.call(
-        "bdev_lvol_clone", ["snapshot_name": .string("lvs/\(origin)"), "clone_name": .string(name)])
+        "bdev_lvol_clone", ["snapshot_name": .string("\(model.store)/\(origin)"), "clone_name": .string(name)])
       model.doubtful.remove(name)
     case 5:
       guard let volume = volumes.randomElement(using: &random) else { return }
       let megabytes = Int64.random(in: 2...9, using: &random)
       model.sizes[volume]?.insert(megabytes << 20)
       _ = try await client.call(
-        "bdev_lvol_resize", ["name": .string("lvs/\(volume)"), "size_in_mib": .integer(megabytes)])
+        "bdev_lvol_resize", ["name": .string("\(model.store)/\(volume)"), "size_in_mib": .integer(megabytes)])
       model.sizes[volume] = [megabytes << 20]
     case 6:
       guard let doomed = settled.randomElement(using: &random) else { return }
       model.doubtful.insert(doomed)
       do {
-        _ = try await client.call("bdev_lvol_delete", ["name": .string("lvs/\(doomed)")])
+        _ = try await client.call("bdev_lvol_delete", ["name": .string("\(model.store)/\(doomed)")])
         forget(doomed, &model)
       } catch let error as JSONRPCError where error.serverCode == -32603 {
         // Clones rest on it.
         model.doubtful.remove(doomed)
       }
+    case 7:
+      guard let old = settled.randomElement(using: &random) else { return }
+      model.renames.append((old, name))
+      model.doubtful.formUnion([old, name])
+      model.contents[name] = model.contents[old]
+      model.sizes[name] = model.sizes[old]
+      if model.snapshots.contains(old) { model.snapshots.insert(name) }
+      if model.readOnly.contains(old) { model.readOnly.insert(name) }
+      _ = try await client.call(
+        "bdev_lvol_rename", ["old_name": .string("\(model.store)/\(old)"), "new_name": .string(name)])
+      model.renames = []
+      forget(old, &model)
+      model.doubtful.remove(name)
+      model.done["rename", default: 0] += 1
+    case 8, 9:
+      guard let volume = volumes.randomElement(using: &random) else { return }
+      let method = Bool.random(using: &random) ? "bdev_lvol_inflate" : "bdev_lvol_decouple_parent"
+      do {
+        _ = try await client.call(method, ["name": .string("\(model.store)/\(volume)")])
+        model.done[method, default: 0] += 1
+      } catch let error as JSONRPCError where error.serverCode == -32602 {
+        // It rests on nothing.
+      }
+    case 10:
+      // Rarely: what cannot be written is of little use to the others.
+      guard let volume = volumes.randomElement(using: &random), Int.random(in: 0..<3, using: &random) == 0 else {
+        return
+      }
+      model.readOnly.insert(volume)
+      _ = try await client.call("bdev_lvol_set_read_only", ["name": .string("\(model.store)/\(volume)")])
+      model.done["read-only", default: 0] += 1
+    case 11:
+      let other = model.store == "lvs" ? "renamed" : "lvs"
+      model.stores = ["lvs", "renamed"]
+      _ = try await client.call(
+        "bdev_lvol_rename_lvstore", ["old_name": .string(model.store), "new_name": .string(other)])
+      model.store = other
+      model.stores = [other]
+      model.done["store", default: 0] += 1
     default:
       guard let volume = volumes.randomElement(using: &random) else { return }
       let byte = UInt8.random(in: 1...255, using: &random)
       let socket = directory.file("\(name).sock")
       _ = try await client.call(
-        "nbd_start_disk", ["bdev_name": .string("lvs/\(volume)"), "nbd_device": .string(socket)])
+        "nbd_start_disk", ["bdev_name": .string("\(model.store)/\(volume)"), "nbd_device": .string(socket)])
       model.contents[volume]?.insert(byte)
       _ = try await NBDTests.io("nbd+unix:///?socket=\(socket)", "write -P \(byte) 0 64k", "flush")
       model.contents[volume] = [byte]
@@ -124,6 +181,7 @@ import Testing
     model.contents[name] = nil
     model.sizes[name] = nil
     model.snapshots.remove(name)
+    model.readOnly.remove(name)
     model.doubtful.remove(name)
   }
 
@@ -134,9 +192,17 @@ import Testing
     for disk in try await client.call("nbd_get_disks").arrayValue ?? [] {
       _ = try await client.call("nbd_stop_disk", ["nbd_device": disk["nbd_device"] ?? .null])
     }
-    let listed = try await client.call("bdev_lvol_get_lvols", ["lvs_name": "lvs"]).arrayValue ?? []
+    let store = try await client.call("bdev_lvol_get_lvstores")[0]?["name"]?.stringValue ?? "none"
+    #expect(model.stores.contains(store), "\(seed): the store's name is \(store)")
+    model.store = store
+    model.stores = [store]
+    let listed = try await client.call("bdev_lvol_get_lvols", ["lvs_name": .string(model.store)]).arrayValue ?? []
     let present = Set(listed.compactMap { $0["name"]?.stringValue })
     #expect(listed.allSatisfy { $0["is_degraded"]?.boolValue == false }, "\(seed)")
+    for (old, new) in model.renames {
+      #expect(present.contains(old) != present.contains(new), "\(seed): of \(old) and \(new) there is one")
+    }
+    model.renames = []
     for name in model.contents.keys.sorted() where !present.contains(name) {
       #expect(model.doubtful.contains(name), "\(seed): \(name) is gone")
       forget(name, &model)
@@ -144,13 +210,13 @@ import Testing
     #expect(present.subtracting(model.contents.keys).isEmpty, "\(seed): nobody made \(present)")
     model.doubtful = []
     for name in present.sorted() {
-      let bdev = try await client.call("bdev_get_bdevs", ["name": .string("lvs/\(name)")])[0]
+      let bdev = try await client.call("bdev_get_bdevs", ["name": .string("\(model.store)/\(name)")])[0]
       let size = (bdev?["num_blocks"]?.int64Value ?? 0) * 512
       #expect(model.sizes[name]?.contains(size) == true, "\(seed): \(name) has \(size) bytes")
       model.sizes[name] = [size]
       let socket = directory.file("check-\(name).sock")
       _ = try await client.call(
-        "nbd_start_disk", ["bdev_name": .string("lvs/\(name)"), "nbd_device": .string(socket)])
+        "nbd_start_disk", ["bdev_name": .string("\(model.store)/\(name)"), "nbd_device": .string(socket)])
       let copy = directory.file("copy")
       try await ChildProcess.run("nbdcopy", ["nbd+unix:///?socket=\(socket)", copy], within: .seconds(30))
       _ = try await client.call("nbd_stop_disk", ["nbd_device": .string(socket)])

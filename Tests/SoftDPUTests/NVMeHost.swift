@@ -10,12 +10,19 @@ final class NVMeHost {
   static let nqn = "nqn.2026-11.io.yusur.test:errors"
   private var queues: [Int32] = []
   private var identifier: UInt16 = 0
+  private let port: Int
+  private var controller: UInt16 = 0xFFFF
+  private let subsystem: String
 
   /// Shows a device in a subsystem of its own; the port.
-  static func show(_ device: String, _ target: Target) async throws -> Int {
+  static func show(_ device: String, _ target: Target, maximumTransfer: Int64 = 131_072, isTransportNew: Bool = true)
+    async throws -> Int
+  {
     let port = try TestEnvironment.freePort()
     let client = target.client
-    _ = try await client.call("nvmf_create_transport", ["trtype": "TCP"])
+    if isTransportNew {
+      _ = try await client.call("nvmf_create_transport", ["trtype": "TCP", "max_io_size": .integer(maximumTransfer)])
+    }
     _ = try await client.call("nvmf_create_subsystem", ["nqn": .string(nqn), "allow_any_host": true])
     _ = try await client.call(
       "nvmf_subsystem_add_ns", ["nqn": .string(nqn), "namespace": ["bdev_name": .string(device)]])
@@ -30,17 +37,74 @@ final class NVMeHost {
     return port
   }
 
-  init(_ target: Target, device: String) async throws {
-    let port = try await NVMeHost.show(device, target)
+  init(
+    _ target: Target, device: String, maximumTransfer: Int64 = 131_072, discovery isDiscovery: Bool = false
+  ) async throws {
+    port = try await NVMeHost.show(device, target, maximumTransfer: maximumTransfer)
+    subsystem = isDiscovery ? "nqn.2014-08.org.nvmexpress.discovery" : NVMeHost.nqn
     queues.append(try NVMeHost.connect(port))
-    let controller = try connect(0, queue: 0, controller: 0xFFFF)
+    controller = try connect(0, queue: 0, controller: 0xFFFF)
     var enable = [UInt8](repeating: 0, count: 64)
     enable[0] = 0x7F
     enable[44] = 0x14
     enable.replaceSubrange(48..<52, with: [1, 0, 0x46, 0])
     guard try perform(0, enable).status == 0 else { throw TestEnvironmentError("the controller is not enabled") }
+    if !isDiscovery { try addQueue(1) }
+  }
+
+  /// Connects another I/O queue, which gets the next place in `queues`.
+  func addQueue(_ number: UInt8) throws {
     queues.append(try NVMeHost.connect(port))
-    _ = try connect(1, queue: 1, controller: controller)
+    _ = try connect(queues.count - 1, queue: number, controller: controller)
+  }
+
+  func closeQueues(from first: Int) {
+    for fd in queues[first...] { close(fd) }
+    queues.removeSubrange(first...)
+  }
+
+  /// Sends write commands whose data does not follow.
+  func beginWrites(queue index: Int, count: Int, blocks: Int) throws {
+    for number in 0..<count {
+      var command = command(1, 0, blocks)
+      command[1] = 0x40
+      command[2] = UInt8(number)
+      command.replaceSubrange(32..<36, with: NVMeHost.little(UInt32(blocks * 512)))
+      command[39] = 0x5A
+      try NVMeHost.send(queues[index], [4, 0, 72, 0] + NVMeHost.little(72) + command)
+    }
+  }
+
+  /// Writes with many commands at a time, and sends what each is asked for; the statuses.
+  func writeAll(count: Int, blocks: Int) throws -> [Int] {
+    try beginWrites(queue: 1, count: count, blocks: blocks)
+    let data = [UInt8](repeating: 7, count: blocks * 512)
+    var statuses: [Int] = []
+    while statuses.count < count {
+      let head = try NVMeHost.receive(queues[1], 24)
+      if head[0] == 9 {
+        let header: [UInt8] = [6, 4, 24, 24] + NVMeHost.little(UInt32(24 + data.count)) + head[8..<12]
+        try NVMeHost.send(
+          queues[1], header + [0, 0, 0, 0] + NVMeHost.little(UInt32(data.count)) + [0, 0, 0, 0] + data)
+      } else {
+        statuses.append((Int(head[22]) | Int(head[23]) << 8) >> 1)
+      }
+    }
+    return statuses
+  }
+
+  /// The value of a feature, of which the first 32 bits.
+  func feature(_ number: UInt8) throws -> Int {
+    var command = [UInt8](repeating: 0, count: 64)
+    command[0] = 0x0A
+    command[40] = number
+    let answer = try perform(0, command)
+    guard answer.status == 0 else { throw TestEnvironmentError("status \(answer.status)") }
+    return answer.whole
+  }
+
+  func compare(block: UInt64, blocks: Int) throws -> Int {
+    try perform(1, command(5, block, blocks), [UInt8](repeating: 7, count: blocks * 512)).status
   }
 
   deinit { for fd in queues { close(fd) } }
@@ -96,7 +160,7 @@ final class NVMeHost {
     var data = [UInt8](repeating: 0, count: 1024)
     data[16] = UInt8(truncatingIfNeeded: controller)
     data[17] = UInt8(truncatingIfNeeded: controller >> 8)
-    for (offset, byte) in NVMeHost.nqn.utf8.enumerated() { data[256 + offset] = byte }
+    for (offset, byte) in subsystem.utf8.enumerated() { data[256 + offset] = byte }
     for (offset, byte) in "nqn.2026-11.io.yusur.test:host".utf8.enumerated() { data[512 + offset] = byte }
     let answer = try perform(index, command, data)
     guard answer.status == 0 else { throw TestEnvironmentError("not connected: status \(answer.status)") }
@@ -105,7 +169,9 @@ final class NVMeHost {
 
   /// Sends a command, with its data in the capsule or when it is asked for, and takes what is read: its status without
   /// the phase bit, and the first two bytes of its result.
-  private func perform(_ index: Int, _ command: [UInt8], _ data: [UInt8] = []) throws -> (status: Int, value: UInt16) {
+  private func perform(_ index: Int, _ command: [UInt8], _ data: [UInt8] = []) throws -> (
+    status: Int, value: UInt16, whole: Int
+  ) {
     let fd = queues[index]
     let isInline = !data.isEmpty && (index == 0 || data.count <= 4096 || command[0] == 0x7F)
     identifier &+= 1
@@ -122,10 +188,12 @@ final class NVMeHost {
       let head = try NVMeHost.receive(fd, 24)
       let length = Int(head[4]) | Int(head[5]) << 8 | Int(head[6]) << 16
       switch head[0] {
-      case 5: return ((Int(head[22]) | Int(head[23]) << 8) >> 1, UInt16(head[8]) | UInt16(head[9]) << 8)
+      case 5:
+        let whole = (8..<12).reversed().reduce(0) { $0 << 8 | Int(head[$1]) }
+        return ((Int(head[22]) | Int(head[23]) << 8) >> 1, UInt16(head[8]) | UInt16(head[9]) << 8, whole)
       case 7:
         _ = try NVMeHost.receive(fd, length - 24)
-        if head[1] & 8 != 0 { return (0, 0) }
+        if head[1] & 8 != 0 { return (0, 0, 0) }
       case 9:
         let header: [UInt8] = [6, 4, 24, 24] + NVMeHost.little(UInt32(24 + data.count)) + head[8..<12]
         try NVMeHost.send(fd, header + [0, 0, 0, 0] + NVMeHost.little(UInt32(data.count)) + [0, 0, 0, 0] + data)

@@ -73,7 +73,7 @@ import Testing
     let relay: FaultyRelay
 
     /// A target with a memory disk, the relay, and an initiator that shows the disk over NBD.
-    init(_ options: JSONValue) async throws {
+    init(_ options: JSONValue, faults: FaultyRelay.Faults = FaultyRelay.Faults()) async throws {
       network = try await Network()
       target = try await SoftDPUProcess(
         try TemporaryDirectory(), wrapper: ["ip", "netns", "exec", network.target])
@@ -89,7 +89,8 @@ import Testing
       address["trsvcid"] = "4420"
       _ = try await client.call("nvmf_subsystem_add_listener", ["nqn": .string(nqn), "listen_address": address])
       relay = try FaultyRelay(
-        listen: (network.nearAddress, 4420), connect: (network.targetAddress, 4420), seed: NetworkFaultTests.seed)
+        listen: (network.nearAddress, 4420), connect: (network.targetAddress, 4420), seed: NetworkFaultTests.seed,
+        faults: faults)
       var parameters = address
       parameters["name"] = "r"
       parameters["subnqn"] = .string(nqn)
@@ -242,6 +243,20 @@ import Testing
     // 10 s until the loss is noticed, 3 s until requests fail, and as much again for a machine that is busy.
     #expect(reports.allSatisfy { $0.slowest < .seconds(26) }, "\(reports.map(\.slowest))")
     print("network faults: \(setup.relay.tally); \(reports.map { "\($0.writes) writes, \($0.errors) errors" })")
+  }
+
+  /// A target may answer in any order, and send the data of several commands in turns.
+  @Test(.timeLimit(.minutes(2))) func answersMayComeInAnyOrder() async throws {
+    let setup = try await Setup(
+      ["hdgst": true, "ddgst": true], faults: FaultyRelay.Faults(delayMilliseconds: 10, reorderOneIn: 2))
+    defer { setup.stop() }
+    let workers = (0..<8).map { Worker(setup.initiator.directory.file("r.sock"), number: $0) }
+    try await eventually(within: .seconds(60), "answers change places: \(setup.relay.tally)") {
+      setup.relay.tally.reordered > 100 && workers.allSatisfy { $0.current.writes > 20 && $0.current.reads > 10 }
+    }
+    let reports = workers.map { $0.stop() }
+    #expect(reports.allSatisfy { $0.wrong.isEmpty && $0.errors == 0 }, "seed \(Self.seed): \(reports)")
+    print("answers in another order: \(setup.relay.tally)")
   }
 
   @Test(.timeLimit(.minutes(2))) func aControllerThatIsLostIsNotTriedForEver() async throws {

@@ -133,6 +133,9 @@ void clinux_guard_remove(void *start, size_t length);
 int clinux_open_direct(const char *path, int flags);
 // fallocate(2): 0, or -1 with errno.
 int clinux_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+// How many of a file's first bytes have space of their own or of another's, and how many of these are shared with
+// another file: 0, or -1 with errno where the file system does not tell.
+int clinux_file_extents(int fd, uint64_t length, uint64_t *allocated, uint64_t *shared);
 // Names the calling thread; up to 15 bytes are kept.
 void clinux_name_thread(const char *name);
 // Rows and columns of the terminal behind a descriptor, 0 where they are not known; -1 where it has no terminal. (Which
@@ -145,6 +148,8 @@ int clinux_accept(int listener);
 int clinux_tcp_listen(const char *host, uint16_t port);
 // Connects to a numeric address without waiting for it; a negative error number where that fails at once.
 int clinux_tcp_connect(const char *host, uint16_t port);
+// The same from an address and port of this machine; port 0 is the system's choice.
+int clinux_tcp_connect_from(const char *source, uint16_t source_port, const char *host, uint16_t port);
 // Has a TCP socket send what is written at once, and notice within a minute that its peer has vanished; does nothing for
 // other sockets.
 void clinux_tune_tcp(int fd);

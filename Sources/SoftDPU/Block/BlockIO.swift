@@ -51,6 +51,10 @@ struct BlockIO {
   var isDurable = false
   /// Zeros may be written by punching a hole.
   var mayUnmap = false
+  /// Moved by way of memory that direct I/O takes, piece by piece.
+  var isBounced = false
+  /// How often a remote target was asked once more.
+  var retries: UInt8 = 0
   /// The mode of fallocate.
   var mode: CInt = 0
 

@@ -32,6 +32,9 @@ struct BlockTarget {
   /// The device's name.
   let label: UnsafeMutablePointer<IOLabel>
 
+  /// Memory for requests whose bytes have to be elsewhere.
+  var budget = unsafe DeviceMemory()
+
   // Files.
   /// Opened with O_DIRECT, or -1 where the file has no direct I/O.
   var directFD: CInt = -1

@@ -71,53 +71,85 @@ final class CryptoDevice: LayerDevice, @unchecked Sendable {
     unsafe layer.deallocate()
   }
 
-  // SAFETY: below, a request's bytes are in memory of the reactor's pool, whose length is that of the request and a page
-  // for the vector; it is given back when the device below has answered.
-
-  private static let headLength = 4096
+  // SAFETY: below, a request's bytes are in memory of the reactor's pool, a page for the vector and a piece of the
+  // request; it is given back when the device below has answered for the last piece.
 
   private static func take(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>) {
-    guard let raw = unsafe io.pointee.target.pointee.layer else { return unsafe finish(io, -ENXIO, core) }
+    let target = unsafe io.pointee.target
+    guard let raw = unsafe target.pointee.layer else { return unsafe finish(io, -ENXIO, core) }
     let layer = unsafe raw.assumingMemoryBound(to: Layer.self)
-    let length = unsafe Int(io.pointee.remaining)
     guard unsafe io.pointee.kind == .read || io.pointee.kind == .write else {
       if unsafe io.pointee.kind != .flush { return unsafe finish(io, -EOPNOTSUPP, core) }
       if unsafe !descend(io, to: layer.pointee.base, done: passed, core) { unsafe finish(io, -ENOMEM, core) }
       return
     }
-    guard let memory = unsafe core.pointee.buffers.take(headLength + length) else {
-      return unsafe finish(io, -ENOMEM, core)
-    }
-    let bytes = unsafe memory + headLength
-    if unsafe io.pointee.kind == .write {
-      unsafe copyPieces(io, bytes, isRead: false)
-      guard unsafe crypt(layer, isEncryption: true, io, bytes, length) else {
-        unsafe core.pointee.buffers.give(memory, headLength + length)
-        return unsafe finish(io, -EIO, core)
-      }
-    }
+    let length = unsafe DeviceMemory.length(of: io)
+    guard let memory = unsafe DeviceMemory.take(io, length, target, core) else { return }
+    unsafe begin(io, memory, length, core)
+  }
+
+  /// Goes on with a request that has memory.
+  private static func begin(
+    _ io: UnsafeMutablePointer<BlockIO>, _ memory: UnsafeMutableRawPointer, _ length: Int,
+    _ core: UnsafeMutablePointer<ReactorCore>
+  ) {
     guard let frame = unsafe push(io, core) else {
-      unsafe core.pointee.buffers.give(memory, headLength + length)
-      return unsafe finish(io, -ENOMEM, core)
+      let target = unsafe io.pointee.target
+      unsafe finish(io, -ENOMEM, core)
+      return unsafe give(memory, length, target, core)
     }
     unsafe frame.pointee.buffer = unsafe memory
-    unsafe frame.pointee.note = UInt64(length)
+    unsafe startPiece(io, frame, core)
+  }
+
+  private static func give(
+    _ memory: UnsafeMutableRawPointer, _ length: Int, _ target: UnsafeMutablePointer<BlockTarget>,
+    _ core: UnsafeMutablePointer<ReactorCore>
+  ) {
+    unsafe DeviceMemory.give(memory, length, target, core) { unsafe begin($0, $1, $2, core) }
+  }
+
+  /// How long the present piece is. The frame's note counts what is done.
+  private static func pieceLength(_ frame: UnsafeMutablePointer<BlockFrame>) -> Int {
+    unsafe min(Int(frame.pointee.length - frame.pointee.note), DeviceMemory.pieceLength)
+  }
+
+  /// Has the device below move the next piece.
+  private static func startPiece(
+    _ io: UnsafeMutablePointer<BlockIO>, _ frame: UnsafeMutablePointer<BlockFrame>,
+    _ core: UnsafeMutablePointer<ReactorCore>
+  ) {
+    guard let memory = unsafe frame.pointee.buffer, let raw = unsafe frame.pointee.target.pointee.layer else { return }
+    let layer = unsafe raw.assumingMemoryBound(to: Layer.self)
+    let length = unsafe pieceLength(frame)
+    let offset = unsafe frame.pointee.offset + frame.pointee.note
+    let bytes = unsafe memory + DeviceMemory.head
+    unsafe io.pointee.done = unsafe moved
+    unsafe io.pointee.target = unsafe layer.pointee.base
+    if unsafe io.pointee.kind == .write {
+      unsafe movePieces(
+        frame.pointee.vectors, frame.pointee.first..<frame.pointee.end, at: Int(frame.pointee.note), bytes, length,
+        intoPieces: false)
+      guard unsafe crypt(layer, isEncryption: true, offset, bytes, length) else {
+        return unsafe moved(io, -EIO, core)
+      }
+    }
     let vector = unsafe memory.bindMemory(to: iovec.self, capacity: 1)
     unsafe vector.initialize(to: iovec(iov_base: bytes, iov_len: length))
     unsafe io.pointee.vectors = unsafe vector
     unsafe io.pointee.first = 0
     unsafe io.pointee.end = 1
-    unsafe io.pointee.done = unsafe moved
-    unsafe io.pointee.target = unsafe layer.pointee.base
+    unsafe io.pointee.offset = offset
+    unsafe io.pointee.remaining = UInt64(length)
     unsafe start(io, core)
   }
 
   private static func crypt(
-    _ layer: UnsafeMutablePointer<Layer>, isEncryption: Bool, _ io: UnsafeMutablePointer<BlockIO>,
-    _ bytes: UnsafeMutableRawPointer, _ length: Int
+    _ layer: UnsafeMutablePointer<Layer>, isEncryption: Bool, _ offset: UInt64, _ bytes: UnsafeMutableRawPointer,
+    _ length: Int
   ) -> Bool {
     let size = unsafe Int(layer.pointee.base.pointee.blockSize)
-    var block = unsafe io.pointee.offset / UInt64(size)
+    var block = offset / UInt64(size)
     for place in stride(from: 0, to: length, by: size) {
       let data = unsafe (bytes + place).assumingMemoryBound(to: UInt8.self)
       guard unsafe clinux_xts_crypt(layer.pointee.cipher, isEncryption ? 1 : 0, block, data, size) == 0 else {
@@ -138,22 +170,33 @@ final class CryptoDevice: LayerDevice, @unchecked Sendable {
   private static let moved: BlockIO.Completion = { raw, result, core in
     let io = unsafe raw.assumingMemoryBound(to: BlockIO.self)
     let core = unsafe core.assumingMemoryBound(to: ReactorCore.self)
-    let memory = unsafe io.pointee.frame?.pointee.buffer
-    let length = unsafe Int(io.pointee.frame?.pointee.note ?? 0)
-    unsafe pop(io, core)
+    guard let frame = unsafe io.pointee.frame, let memory = unsafe frame.pointee.buffer,
+      let raw = unsafe frame.pointee.target.pointee.layer
+    else { return }
+    let layer = unsafe raw.assumingMemoryBound(to: Layer.self)
     var result = result
-    if let memory = unsafe memory {
-      let bytes = unsafe memory + headLength
-      if result >= 0, unsafe io.pointee.kind == .read, let raw = unsafe io.pointee.target.pointee.layer {
-        let layer = unsafe raw.assumingMemoryBound(to: Layer.self)
-        if unsafe crypt(layer, isEncryption: false, io, bytes, length) {
-          unsafe copyPieces(io, bytes, isRead: true)
+    if result >= 0 {
+      let length = unsafe pieceLength(frame)
+      let bytes = unsafe memory + DeviceMemory.head
+      let done = unsafe frame.pointee.note
+      if unsafe io.pointee.kind == .read {
+        if unsafe crypt(layer, isEncryption: false, frame.pointee.offset + done, bytes, length) {
+          unsafe movePieces(
+            frame.pointee.vectors, frame.pointee.first..<frame.pointee.end, at: Int(done), bytes, length,
+            intoPieces: true)
         } else {
           result = -EIO
         }
       }
-      unsafe core.pointee.buffers.give(memory, headLength + length)
+      unsafe frame.pointee.note = done + UInt64(length)
+      if result >= 0, unsafe frame.pointee.note < frame.pointee.length {
+        return unsafe startPiece(io, frame, core)
+      }
     }
+    let length = unsafe DeviceMemory.head + min(Int(frame.pointee.length), DeviceMemory.pieceLength)
+    let target = unsafe frame.pointee.target
+    unsafe pop(io, core)
+    unsafe give(memory, length, target, core)
     unsafe finish(io, result, core)
   }
 

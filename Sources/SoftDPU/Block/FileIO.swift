@@ -44,40 +44,111 @@ private func isAligned(_ io: UnsafeMutablePointer<BlockIO>, _ mask: UInt) -> Boo
   return bits & mask == 0
 }
 
-/// Carries out a request whose memory direct I/O refuses, by way of memory that it takes.
+/// Carries out a request whose memory direct I/O refuses, by way of memory that it takes: piece by piece, so that the
+/// length that a guest asks for is not what it costs.
 private func submitBounced(
   _ io: UnsafeMutablePointer<BlockIO>, _ target: UnsafeMutablePointer<BlockTarget>,
   _ core: UnsafeMutablePointer<ReactorCore>
 ) {
-  let length = unsafe Int(io.pointee.remaining)
-  // A page for the vector, then the bytes, on a boundary that every device takes.
-  var memory: UnsafeMutableRawPointer?
-  guard unsafe posix_memalign(&memory, 4096, 4096 + length) == 0, let memory = unsafe memory else {
-    return unsafe finish(io, -ENOMEM, core)
-  }
+  let length = unsafe DeviceMemory.length(of: io)
+  guard let memory = unsafe DeviceMemory.take(io, length, target, core) else { return }
+  unsafe bounce(io, memory, length, core)
+}
+
+/// Goes on with a request that has memory: a page for the vector, then the bytes, on a boundary that every device takes.
+private func bounce(
+  _ io: UnsafeMutablePointer<BlockIO>, _ memory: UnsafeMutableRawPointer, _ length: Int,
+  _ core: UnsafeMutablePointer<ReactorCore>
+) {
   guard let frame = unsafe push(io, core) else {
-    unsafe free(memory)
-    return unsafe finish(io, -ENOMEM, core)
+    unsafe finish(io, -ENOMEM, core)
+    return unsafe giveBounced(memory, length, io.pointee.target, core)
   }
   unsafe frame.pointee.buffer = unsafe memory
-  let bytes = unsafe memory + 4096
-  if unsafe io.pointee.kind == .write { unsafe copyPieces(io, bytes, isRead: false) }
+  unsafe io.pointee.isBounced = true
+  unsafe io.pointee.done = { raw, result, core in
+    let io = unsafe raw.assumingMemoryBound(to: BlockIO.self)
+    let core = unsafe core.assumingMemoryBound(to: ReactorCore.self)
+    guard let frame = unsafe io.pointee.frame, let memory = unsafe frame.pointee.buffer else { return }
+    let length = unsafe DeviceMemory.head + min(Int(frame.pointee.length), DeviceMemory.pieceLength)
+    let target = unsafe frame.pointee.target
+    unsafe io.pointee.isBounced = false
+    unsafe pop(io, core)
+    unsafe giveBounced(memory, length, target, core)
+    unsafe io.pointee.done(io, result, core)
+  }
+  unsafe setPiece(io, frame)
+  unsafe submitFile(io, io.pointee.target, core)
+}
+
+private func giveBounced(
+  _ memory: UnsafeMutableRawPointer, _ length: Int, _ target: UnsafeMutablePointer<BlockTarget>,
+  _ core: UnsafeMutablePointer<ReactorCore>
+) {
+  unsafe DeviceMemory.give(memory, length, target, core) { unsafe bounce($0, $1, $2, core) }
+}
+
+/// Aims the request at its next piece, and fills it where it is a write's. The frame's note counts what is done.
+private func setPiece(_ io: UnsafeMutablePointer<BlockIO>, _ frame: UnsafeMutablePointer<BlockFrame>) {
+  guard let memory = unsafe frame.pointee.buffer else { return }
+  let done = unsafe Int(frame.pointee.note)
+  let length = unsafe min(Int(frame.pointee.length) - done, DeviceMemory.pieceLength)
+  let bytes = unsafe memory + DeviceMemory.head
+  if unsafe io.pointee.kind == .write {
+    unsafe movePieces(
+      frame.pointee.vectors, frame.pointee.first..<frame.pointee.end, at: done, bytes, length, intoPieces: false)
+  }
   let vector = unsafe memory.bindMemory(to: iovec.self, capacity: 1)
   unsafe vector.initialize(to: iovec(iov_base: bytes, iov_len: length))
   unsafe io.pointee.vectors = unsafe vector
   unsafe io.pointee.first = 0
   unsafe io.pointee.end = 1
-  unsafe io.pointee.done = { raw, result, core in
-    let io = unsafe raw.assumingMemoryBound(to: BlockIO.self)
-    let memory = unsafe io.pointee.frame?.pointee.buffer
-    unsafe pop(io, core.assumingMemoryBound(to: ReactorCore.self))
-    if let memory = unsafe memory {
-      if result >= 0, unsafe io.pointee.kind == .read { unsafe copyPieces(io, memory + 4096, isRead: true) }
-      unsafe free(memory)
-    }
-    unsafe io.pointee.done(io, result, core)
+  unsafe io.pointee.offset = unsafe frame.pointee.offset + UInt64(done)
+  unsafe io.pointee.remaining = UInt64(length)
+}
+
+/// Takes note of a piece that was moved; false where it was the last.
+private func nextPiece(_ io: UnsafeMutablePointer<BlockIO>) -> Bool {
+  guard let frame = unsafe io.pointee.frame, let memory = unsafe frame.pointee.buffer else { return false }
+  let done = unsafe Int(frame.pointee.note)
+  let length = unsafe min(Int(frame.pointee.length) - done, DeviceMemory.pieceLength)
+  if unsafe io.pointee.kind == .read {
+    unsafe movePieces(
+      frame.pointee.vectors, frame.pointee.first..<frame.pointee.end, at: done, memory + DeviceMemory.head, length,
+      intoPieces: true)
   }
-  unsafe submitFile(io, target, core)
+  unsafe frame.pointee.note = UInt64(done + length)
+  guard unsafe frame.pointee.note < frame.pointee.length else { return false }
+  unsafe setPiece(io, frame)
+  return true
+}
+
+/// Copies between contiguous bytes and pieces of memory, `offset` bytes behind the start of the pieces.
+func movePieces(
+  _ vectors: UnsafeMutablePointer<iovec>, _ pieces: Range<Int>, at offset: Int, _ bytes: UnsafeMutableRawPointer,
+  _ length: Int, intoPieces: Bool
+) {
+  var skip = offset
+  var done = 0
+  for index in pieces where done < length {
+    let piece = unsafe vectors[index]
+    let size = unsafe piece.iov_len
+    if skip >= size {
+      skip -= size
+      continue
+    }
+    let part = min(size - skip, length - done)
+    if let base = unsafe piece.iov_base {
+      let place = unsafe base + skip
+      if intoPieces {
+        unsafe place.copyMemory(from: bytes + done, byteCount: part)
+      } else {
+        unsafe (bytes + done).copyMemory(from: place, byteCount: part)
+      }
+    }
+    done += part
+    skip = 0
+  }
 }
 
 /// Copies between a request's pieces and contiguous memory of the same length.
@@ -198,6 +269,7 @@ private func take(_ io: UnsafeMutablePointer<BlockIO>, _ result: Int, _ core: Un
     }
     unsafe io.pointee.remaining -= UInt64(result)
     if unsafe io.pointee.remaining == 0 {
+      if unsafe io.pointee.isBounced, unsafe nextPiece(io) { return false }
       unsafe finish(io, 0, core)
       return true
     }

@@ -23,7 +23,15 @@ final class NVMeAttachment: Sendable {
   }
 
   func add(_ place: NVMfTarget.ListenAddress, _ parameters: JSONValue) {
-    paths.withLock { $0.append((place, parameters)) }
+    paths.withLock { paths in
+      paths.removeAll { $0.place == place }
+      paths.append((place, parameters))
+    }
+  }
+
+  /// Whether nobody tries to connect this path any more.
+  func hasGivenUp(_ place: NVMfTarget.ListenAddress) -> Bool {
+    controller.reports.contains { $0.place == place && $0.state == InitiatorPath.State.failed.rawValue }
   }
 
   func remove(_ place: NVMfTarget.ListenAddress) { paths.withLock { $0.removeAll { $0.place == place } } }
@@ -36,20 +44,25 @@ extension Inventory {
 
   func nvmeAttachment(_ name: String) -> NVMeAttachment? { change { $0.nvme[name] } }
 
-  /// Connects a remote subsystem, or another path to it; the names of its devices. EALREADY where the path is there.
+  /// Connects a remote subsystem, or another path to it; the names of its devices. EALREADY where the path is there; one that was given up
+  /// is tried anew.
   func attach(
     _ controller: @autoclosure () -> InitiatorController, name: String, subsystemNQN: String,
-    at place: NVMfTarget.ListenAddress, parameters: JSONValue,
+    at place: NVMfTarget.ListenAddress, options: InitiatorController.Options, parameters: JSONValue,
     _ done: @escaping @Sendable (Result<[String], SoftDPUError>) -> Void
   ) {
     let operation = "attach \(name)"
     let present = nvmeAttachment(name)
+    if let present, present.controller.subsystemNQN == subsystemNQN, present.hasGivenUp(place) {
+      return restart(present, at: place, options, parameters, done)
+    }
     if let present, present.controller.subsystemNQN != subsystemNQN || present.places.contains(place) {
       return done(.failure(.system(EALREADY, operation)))
     }
     let attachment = present ?? NVMeAttachment(controller())
     if present == nil { change { $0.nvme[name] = attachment } }
     attachment.add(place, parameters)
+    if options.isFailover { attachment.controller.useOnePath() }
     attachment.controller.connect(place) { [self] result in
       // Off the reactor's thread: saving waits for the disk.
       DispatchQueue.global().async { [self] in
@@ -67,6 +80,26 @@ extension Inventory {
           change { $0.nvme[name] = nil }
           for device in devices(of: attachment) { try? remove(device) }
           attachment.controller.end { done(.failure(error)) }
+        }
+      }
+    }
+  }
+
+  /// Connects a path again that was given up. Its devices are there, with their users; a failure leaves it as it was.
+  private func restart(
+    _ attachment: NVMeAttachment, at place: NVMfTarget.ListenAddress, _ options: InitiatorController.Options,
+    _ parameters: JSONValue, _ done: @escaping @Sendable (Result<[String], SoftDPUError>) -> Void
+  ) {
+    attachment.controller.restart(place, options) { [self] result in
+      DispatchQueue.global().async { [self] in
+        do throws(SoftDPUError) {
+          let namespaces = try result.get()
+          try takeNamespaces(namespaces, attachment, isFirst: false)
+          attachment.add(place, parameters)
+          try record(.update(NVMeAttachment.call(parameters)))
+          done(.success(namespaces.map { "\(attachment.controller.name)n\($0.id)" }))
+        } catch {
+          done(.failure(error))
         }
       }
     }

@@ -20,7 +20,7 @@ extension Inventory {
 
   /// Opens the store that a folder has, if any, with all that it has.
   func examine(_ folder: FolderDevice) throws(SoftDPUError) {
-    guard let store = try LvolStore.open(folder: folder.path, base: folder) else { return }
+    guard let store = try LvolStore.open(folder: folder.path, base: folder, logger: logger) else { return }
     try enter(store, folder)
     for lvol in store.manifest.lvols.values.sorted(by: { $0.name < $1.name }) {
       do throws(SoftDPUError) {
@@ -105,9 +105,29 @@ extension Inventory {
       try add(device)
       return device
     } catch {
-      try? store.delete(lvol.uuid)
+      do throws(SoftDPUError) {
+        try store.delete(lvol.uuid)
+      } catch {
+        logger.error(
+          "a volume that could not be shown stays in its store: delete it by STORE/NAME",
+          metadata: ["lvol": "\(lvol.name)", "error": "\(error)"])
+      }
       throw error
     }
+  }
+
+  /// Deletes a volume of a store that has no device, because it could not be opened: by UUID or STORE/NAME. False where
+  /// there is none.
+  func deleteHiddenLvol(_ name: String) throws(SoftDPUError) -> Bool {
+    for store in stores {
+      let manifest = store.manifest
+      guard let lvol = manifest.lvols.values.first(where: { $0.uuid == name || "\(manifest.name)/\($0.name)" == name })
+      else { continue }
+      try store.delete(lvol.uuid)
+      logger.info("a volume without a device was deleted", metadata: ["lvol": "\(name)"])
+      return true
+    }
+    return false
   }
 
   func deleteLvol(_ device: LvolDevice) throws(SoftDPUError) {
@@ -116,7 +136,8 @@ extension Inventory {
     do throws(SoftDPUError) {
       try device.store.delete(device.uuid)
     } catch {
-      try? add(device)
+      // Only where the store still has it.
+      if device.store.manifest.lvols[device.uuid] != nil { try? add(device) }
       throw error
     }
   }

@@ -207,15 +207,26 @@ final class Inventory: Sendable {
   /// Keeps a call written down that failed at the start, so that the next start tries it again.
   func keep(unrestored call: ConfigurationCall) { state.withLock { $0.unrestored.append(call) } }
 
-  /// Forgets what could not be brought back under this name.
-  func dropUnrestored(_ name: String) {
-    drop { $0.subject == name || $0.parameters["nqn"]?.stringValue == name }
+  /// What could not be brought back until now, in the order in which it was made.
+  var unrestored: [ConfigurationCall] { state.withLock { $0.unrestored } }
+
+  private let closed = Mutex(false)
+  /// The process ends.
+  var isClosed: Bool { closed.withLock { $0 } }
+
+  /// Forgets a device that could not be brought back, with its limits: of the kind that one of these calls makes.
+  func dropUnrestored(device name: String, madeBy methods: String...) {
+    let keys = (methods + ["bdev_set_qos_limit"]).map { ConfigurationCall.key($0, name) }
+    // Limits stay where another kind of device has the name.
+    dropUnrestored { [self] call in
+      keys.contains(call.key) && (call.method != "bdev_set_qos_limit" || device(name) == nil)
+    }
   }
 
   /// Forgets what a call that undoes another has undone.
-  func dropUnrestored(key: String) { drop { $0.key == key } }
+  func dropUnrestored(key: String) { dropUnrestored { $0.key == key } }
 
-  private func drop(_ isGone: (ConfigurationCall) -> Bool) {
+  func dropUnrestored(_ isGone: (ConfigurationCall) -> Bool) {
     let dropped = state.withLock { state -> Set<String> in
       let keys = Set(state.unrestored.filter(isGone).map(\.key))
       state.unrestored.removeAll(where: isGone)
@@ -259,8 +270,10 @@ final class Inventory: Sendable {
 
   /// What is there, and what could not be brought back.
   private var everything: SavedConfiguration {
-    SavedConfiguration(
-      SavedConfiguration.subsystems.flatMap { configuration(of: $0.name) ?? [] } + state.withLock { $0.unrestored })
+    let present = SavedConfiguration.subsystems.flatMap { configuration(of: $0.name) ?? [] }
+    // What is just being tried again is among both.
+    let keys = Set(present.map(\.key))
+    return SavedConfiguration(present + unrestored.filter { !keys.contains($0.key) })
   }
 
   /// The calls that were written down last, in their order.
@@ -307,6 +320,7 @@ final class Inventory: Sendable {
 
   /// Ends all connections after their requests; sockets stay, so that front ends find the next process there.
   func close() {
+    closed.withLock { $0 = true }
     let group = DispatchGroup()
     for controller in controllers {
       group.enter()

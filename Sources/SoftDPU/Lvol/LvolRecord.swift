@@ -21,6 +21,8 @@ struct LvolManifest: Sendable, Equatable {
   var clusterSize: UInt64
   /// By UUID.
   var lvols: [String: Lvol] = [:]
+  /// Volumes that were deleted last: what is left of their files goes with the next opening.
+  var removed: Set<String> = []
 
   private static let version: Int64 = 1
 
@@ -34,6 +36,7 @@ struct LvolManifest: Sendable, Equatable {
     [
       "version": .integer(LvolManifest.version), "uuid": .string(uuid), "name": .string(name),
       "cluster_size": .integer(Int64(clamping: clusterSize)),
+      "removed": .array(removed.sorted().map { .string($0) }),
       "lvols": .array(
         lvols.values.sorted { $0.uuid < $1.uuid }.map { lvol in
           var value: JSONValue = [
@@ -61,6 +64,7 @@ struct LvolManifest: Sendable, Equatable {
       let entries = value["lvols"]?.arrayValue
     else { return nil }
     self.init(uuid: uuid, name: name, clusterSize: UInt64(clusterSize))
+    removed = Set((value["removed"]?.arrayValue ?? []).compactMap(\.stringValue).filter(UniqueID.isValid))
     for entry in entries {
       guard let uuid = entry["uuid"]?.stringValue, UniqueID.isValid(uuid), lvols[uuid] == nil,
         let name = entry["name"]?.stringValue, lvol(named: name) == nil, LvolManifest.isName(name),

@@ -2,6 +2,7 @@ import CLinux
 import Dispatch
 import Glibc
 import JSON
+import Logging
 import Synchronization
 
 /// Volumes in a folder of a file system that can share extents (SPDK's lvolstore, without its blobs).
@@ -9,9 +10,14 @@ import Synchronization
 ///     <folder>/lvstore.json        what the store is and has
 ///     <folder>/lvols/<uuid>.img    a volume's content, sparse
 ///
-/// A volume's file is complete and durable before the description names it, and is removed after the description has
-/// forgotten it. So a process that dies at any instruction leaves a store that opens, and at worst files that nobody
-/// names, which the next opening removes.
+///     <folder>/lvols/<uuid>.new    the same, while it is being made
+///     <folder>/lvols/lost/         files of volumes that the description does not know
+///
+/// A volume's file is complete and durable before the description names it; then it gets its name. It is removed after
+/// the description says that it was deleted. So a process that dies at any instruction leaves a store that opens: files
+/// that were being made are removed or get their names, files of deleted volumes are removed. A whole file that the
+/// description has never heard of is somebody's data: the description may be an older one, from a backup. It is put
+/// aside, and never removed.
 ///
 /// SAFETY, for every `unsafe` here: paths live for the length of the call, and descriptors are closed where they were
 /// opened.
@@ -22,6 +28,9 @@ final class LvolStore: Sendable {
   private let manifestState: Mutex<LvolManifest>
   /// Volumes that are being copied.
   private let copying = Mutex<Set<String>>([])
+  /// Deleted volumes whose files stay until the description that has forgotten them is durable. Under the description's
+  /// lock.
+  private let doomed = Mutex<Set<String>>([])
 
   /// Copying, which may take minutes, one after the other.
   static let slowWork = DispatchQueue(label: "LvolStore.slowWork")
@@ -47,7 +56,15 @@ final class LvolStore: Sendable {
         message: "cluster_sz is a power of two from 4096 to 1073741824, not \(clusterSize)")
     }
     guard unsafe access("\(folder)/lvstore.json", F_OK) != 0 else { throw .system(EEXIST, operation) }
+    finishDestruction(folder)
     guard unsafe mkdir("\(folder)/lvols", 0o700) == 0 || errno == EEXIST else { throw .system(errno, operation) }
+    if let image = LvolStore.files(in: folder).first(where: { $0.hasSuffix(".img") }) {
+      throw SoftDPUError(
+        code: .system(EEXIST), operation: operation,
+        message:
+          "\(folder)/lvols has volumes (\(image)) whose description, lvstore.json, is missing: put it back, or move "
+          + "lvols away")
+    }
     do throws(SoftDPUError) {
       try checkReflink(folder, operation)
     } catch {
@@ -61,18 +78,28 @@ final class LvolStore: Sendable {
     return store
   }
 
-  /// Opens the store that the folder has; nil where it has none. Files that the description does not name are removed,
-  /// sizes are set to what it says.
-  static func open(folder: String, base: BlockDevice) throws(SoftDPUError) -> LvolStore? {
+  /// Opens the store that the folder has; nil where it has none. What was cut short is finished: see above; sizes are
+  /// set to what the description says.
+  static func open(folder: String, base: BlockDevice, logger: Logger) throws(SoftDPUError) -> LvolStore? {
     let path = "\(folder)/lvstore.json"
-    guard let value = try DurableFile.read(path) else { return nil }
+    guard let value = try DurableFile.read(path) else {
+      finishDestruction(folder)
+      return nil
+    }
     guard let manifest = LvolManifest(value) else {
       throw SoftDPUError(
         code: .state, operation: "open \(path)",
         message: "not the description of a store of this version; restore it from a backup")
     }
     let store = LvolStore(folder: folder, base: base, manifest: manifest)
-    store.removeUnnamed()
+    let lost = store.tidy()
+    if !lost.isEmpty {
+      logger.error(
+        "volumes that the store's description does not know were put aside",
+        metadata: [
+          "store": "\(manifest.name)", "folder": "\(folder)/lvols/lost", "files": "\(lost.joined(separator: ", "))",
+        ])
+    }
     return store
   }
 
@@ -97,29 +124,81 @@ final class LvolStore: Sendable {
     }
   }
 
-  private func removeUnnamed() {
-    guard let directory = unsafe opendir("\(folder)/lvols") else { return }
+  /// Names in the folder of volumes.
+  private static func files(in folder: String) -> [String] {
+    guard let directory = unsafe opendir("\(folder)/lvols") else { return [] }
     defer { unsafe closedir(directory) }
-    let known = Set(manifest.lvols.keys.map { "\($0).img" })
+    var names: [String] = []
     while let entry = unsafe readdir(directory) {
-      let name = unsafe withUnsafeBytes(of: entry.pointee.d_name) {
-        unsafe String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+      names.append(
+        unsafe withUnsafeBytes(of: entry.pointee.d_name) {
+          unsafe String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+        })
+    }
+    return names.filter { $0 != "." && $0 != ".." }.sorted()
+  }
+
+  /// What is to be done with a file of a store that is opened.
+  package enum Finding: Sendable, Hashable {
+    case keep, remove
+    /// It was being made, and the description names it already.
+    case name
+    /// Nobody knows it: it is put aside.
+    case putAside
+
+    /// - Parameters:
+    ///   - known: the volumes that the description names.
+    ///   - removed: those that it says were deleted.
+    package init(file: String, known: Set<String>, removed: Set<String>) {
+      let uuid = String(file.dropLast(4))
+      switch file.suffix(4) {
+      case ".img" where known.contains(uuid): self = .keep
+      case ".img" where removed.contains(uuid): self = .remove
+      case ".img": self = .putAside
+      case ".new": self = known.contains(uuid) ? .name : .remove
+      default: self = file.hasPrefix(".probe-") ? .remove : .keep
       }
-      guard name != ".", name != "..", !known.contains(name) else { continue }
-      unsafe unlink("\(folder)/lvols/\(name)")
+    }
+  }
+
+  /// Finishes what was cut short; the names of files that were put aside.
+  private func tidy() -> [String] {
+    let manifest = self.manifest
+    let known = Set(manifest.lvols.keys)
+    var lost: [String] = []
+    for name in LvolStore.files(in: folder) {
+      let path = "\(folder)/lvols/\(name)"
+      switch Finding(file: name, known: known, removed: manifest.removed) {
+      case .keep: break
+      case .remove: unsafe unlink(path)
+      case .name: unsafe Glibc.rename(path, "\(path.dropLast(4)).img")
+      case .putAside:
+        unsafe mkdir("\(folder)/lvols/lost", 0o700)
+        if unsafe Glibc.rename(path, "\(folder)/lvols/lost/\(name)") == 0 { lost.append(name) }
+      }
     }
     for lvol in manifest.lvols.values { unsafe truncate(file(lvol.uuid), off_t(lvol.size)) }
+    return lost
   }
 
   /// Removes everything that the store has, and the store.
   func destroy() throws(SoftDPUError) {
-    // The description goes first: a store half removed is no store.
-    guard unsafe unlink("\(folder)/lvstore.json") == 0 || errno == ENOENT else {
+    // The description goes first: a store half removed is no store. Under another name, which says that it is removed.
+    let path = "\(folder)/lvstore.json"
+    guard unsafe Glibc.rename(path, "\(path).removed") == 0 || errno == ENOENT else {
       throw .system(errno, "delete lvstore \(manifest.name)")
     }
     manifestState.withLock { $0.lvols = [:] }
-    removeUnnamed()
+    LvolStore.finishDestruction(folder)
+  }
+
+  /// Removes what is left of a store that was being destroyed.
+  private static func finishDestruction(_ folder: String) {
+    let mark = "\(folder)/lvstore.json.removed"
+    guard unsafe access(mark, F_OK) == 0, unsafe access("\(folder)/lvstore.json", F_OK) != 0 else { return }
+    for name in files(in: folder) { unsafe unlink("\(folder)/lvols/\(name)") }
     unsafe rmdir("\(folder)/lvols")
+    unsafe unlink(mark)
   }
 
   // MARK: Space
@@ -207,11 +286,18 @@ final class LvolStore: Sendable {
     try checkIdle(uuid, operation)
     guard let size = wholeClusters(bytes) else { throw .system(EINVAL, operation) }
     let path = file(uuid)
-    let isGrowing = size > lvol.size
+    let before = lvol.size
+    let isGrowing = size > before
     lvol.size = size
     if isGrowing {
-      guard unsafe truncate(path, off_t(size)) == 0 else { throw .system(errno, operation) }
-      if !lvol.isThin { try reserve(path, size, mode: 0, operation) }
+      do throws(SoftDPUError) {
+        guard unsafe truncate(path, off_t(size)) == 0 else { throw .system(errno, operation) }
+        if !lvol.isThin { try reserve(path, size, isUnsharing: false, operation) }
+      } catch {
+        // Nobody sees what is behind the old end: it goes back to the others.
+        unsafe truncate(path, off_t(before))
+        throw error
+      }
     }
     try change { $0.lvols[uuid] = lvol }
     if !isGrowing { unsafe truncate(path, off_t(size)) }
@@ -227,7 +313,7 @@ final class LvolStore: Sendable {
     guard let lvol = manifest.lvols[uuid] else { throw .system(ENODEV, operation) }
     guard isThick || lvol.parent != nil else { throw .system(EINVAL, operation) }
     if isThick {
-      try reserve(file(uuid), lvol.size, mode: CInt(FALLOC_FL_UNSHARE_RANGE), operation)
+      try reserve(file(uuid), lvol.size, isUnsharing: true, operation)
     }
     // Without a parent in the description nothing keeps the snapshot: shared extents stay as long as one names them.
     let isThin = !isThick && lvol.isThin
@@ -269,9 +355,9 @@ final class LvolStore: Sendable {
     try change { manifest in
       let parent = manifest.lvols[uuid]?.parent
       manifest.lvols[uuid] = nil
+      manifest.removed.insert(uuid)
       for clone in manifest.clones(of: uuid) { manifest.lvols[clone.uuid]?.parent = parent }
     }
-    unsafe unlink(file(uuid))
   }
 
   // MARK: Steps
@@ -299,7 +385,7 @@ final class LvolStore: Sendable {
   private func makeFile(
     _ lvol: LvolManifest.Lvol, _ operation: String, _ fill: (CInt) throws(SoftDPUError) -> Void
   ) throws(SoftDPUError) {
-    let path = file(lvol.uuid)
+    let path = unfinished(lvol.uuid)
     let fd = unsafe Glibc.open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
     guard fd >= 0 else { throw .system(errno, operation) }
     defer { close(fd) }
@@ -313,13 +399,17 @@ final class LvolStore: Sendable {
     }
   }
 
+  private func unfinished(_ uuid: String) -> String { "\(folder)/lvols/\(uuid).new" }
+
   /// EBUSY while the volume is being copied.
   private func checkIdle(_ uuid: String, _ operation: String) throws(SoftDPUError) {
     guard !copying.withLock({ $0.contains(uuid) }) else { throw .system(EBUSY, operation) }
   }
 
+  /// Gives all of a file space of its own. Where that does not fit it ends before the others have none: what it took
+  /// until then stays, because a guest may have written there in the meantime.
   private func reserve(
-    _ path: String, _ size: UInt64, mode: CInt, _ operation: String
+    _ path: String, _ size: UInt64, isUnsharing: Bool, _ operation: String
   ) throws(SoftDPUError) {
     let fd = unsafe Glibc.open(path, O_RDWR | O_CLOEXEC)
     guard fd >= 0 else { throw .system(errno, operation) }
@@ -327,13 +417,35 @@ final class LvolStore: Sendable {
     // In pieces: the file's requests wait while one is copied. Shared extents first, then holes, which unsharing leaves
     // alone.
     let keep = CInt(FALLOC_FL_KEEP_SIZE)
-    for offset in stride(from: 0, to: size, by: 16 << 20) {
-      let length = min(16 << 20, size - offset)
-      guard mode == 0 || clinux_fallocate(fd, mode | keep, offset, length) == 0 else { throw .system(errno, operation) }
+    let unshare = CInt(FALLOC_FL_UNSHARE_RANGE) | keep
+    let piece: UInt64 = 16 << 20
+    for offset in stride(from: 0, to: size, by: Int(piece)) {
+      // Now and then: others take space meanwhile.
+      if offset % (64 * piece) == 0 { try checkRoom(fd, size, isUnsharing: isUnsharing, operation) }
+      let length = min(piece, size - offset)
+      guard !isUnsharing || clinux_fallocate(fd, unshare, offset, length) == 0 else { throw .system(errno, operation) }
       guard clinux_fallocate(fd, keep, offset, length) == 0 else { throw .system(errno, operation) }
     }
   }
 
+  /// ENOSPC where the file system has not what a file still needs to have all of its space for itself.
+  private func checkRoom(
+    _ fd: CInt, _ size: UInt64, isUnsharing: Bool, _ operation: String
+  ) throws(SoftDPUError) {
+    var allocated: UInt64 = 0
+    var shared: UInt64 = 0
+    guard unsafe clinux_file_extents(fd, size, &allocated, &shared) == 0 else { throw .system(errno, operation) }
+    let missing = size - min(size, allocated) + (isUnsharing ? shared : 0)
+    var status = statvfs()
+    guard unsafe fstatvfs(fd, &status) == 0 else { throw .system(errno, operation) }
+    let free = UInt64(status.f_bavail) * UInt64(status.f_frsize)
+    guard missing <= free else {
+      throw SoftDPUError(
+        code: .system(ENOSPC), operation: operation, message: "it needs \(missing) bytes more, and \(free) are free")
+    }
+  }
+
+  /// Has the description name a volume whose file is complete, and gives the file its name.
   private func add(
     _ lvols: [LvolManifest.Lvol], removingFileOf new: LvolManifest.Lvol
   ) throws(SoftDPUError) {
@@ -342,28 +454,49 @@ final class LvolStore: Sendable {
         for lvol in lvols { manifest.lvols[lvol.uuid] = lvol }
       }
     } catch {
-      unsafe unlink(file(new.uuid))
+      // Where the description on disk names it, it has to stay.
+      if manifest.lvols[new.uuid] == nil {
+        unsafe unlink(unfinished(new.uuid))
+      } else {
+        unsafe Glibc.rename(unfinished(new.uuid), file(new.uuid))
+      }
       throw error
+    }
+    // A crash before the name is durable does no harm: the next opening gives it again.
+    guard unsafe Glibc.rename(unfinished(new.uuid), file(new.uuid)) == 0 else {
+      throw .system(errno, "name lvol \(new.name)")
     }
   }
 
+  /// Writes another description. Where that fails before readers find it, nothing is changed; where only its way to the
+  /// disk failed, it counts as changed, and the error is told: the next change writes all of it once more.
   private func change(_ body: (inout LvolManifest) -> Void) throws(SoftDPUError) {
     // Under the lock: two changes at a time would lose one of them.
     let result = manifestState.withLock { manifest -> Result<Void, SoftDPUError> in
       var next = manifest
+      // Those whose files are gone need not be told of any more.
+      next.removed = doomed.withLock { $0 }
       body(&next)
+      var isNew = false
       do throws(SoftDPUError) {
-        try save(next)
-        manifest = next
-        return .success(())
+        try save(next) { isNew = true }
       } catch {
+        if isNew {
+          manifest = next
+          doomed.withLock { $0 = next.removed }
+        }
         return .failure(error)
       }
+      manifest = next
+      // What is gone from the durable description goes from the disk.
+      doomed.withLock { $0 = [] }
+      for uuid in next.removed where next.lvols[uuid] == nil { unsafe unlink(file(uuid)) }
+      return .success(())
     }
     try result.get()
   }
 
-  private func save(_ manifest: LvolManifest) throws(SoftDPUError) {
-    try DurableFile.write(manifest.json, to: "\(folder)/lvstore.json")
+  private func save(_ manifest: LvolManifest, onNew: () -> Void = {}) throws(SoftDPUError) {
+    try DurableFile.write(manifest.json.serialize() + [0x0A], to: "\(folder)/lvstore.json", onNew: onNew)
   }
 }

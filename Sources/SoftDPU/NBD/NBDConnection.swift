@@ -209,6 +209,13 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
     return count
   }
 
+  /// Some memory was given back: the request that found none is tried again.
+  func memoryIsBack() {
+    guard let state = unsafe state, unsafe state.pointee.isStalled, !isClosed else { return }
+    unsafe state.pointee.isStalled = false
+    transfer()
+  }
+
   // MARK: The end
 
   override func ended(_ reason: String) {
@@ -225,8 +232,11 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
     if let state = unsafe state {
       for index in unsafe 0..<NBDState.depth {
         let slot = unsafe state.pointee.slots + index
-        if let buffer = unsafe slot.pointee.buffer { unsafe core.pointee.buffers.give(buffer, slot.pointee.length) }
+        if let buffer = unsafe slot.pointee.buffer {
+          unsafe core.pointee.give(buffer, slot.pointee.length, peer: &state.pointee.held)
+        }
       }
+      unsafe core.pointee.forget(state.pointee.waiter)
       unsafe state.pointee.deallocate()
       unsafe state.deallocate()
     }

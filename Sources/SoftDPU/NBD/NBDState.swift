@@ -49,14 +49,16 @@ struct NBDState {
   var inflight = 0
   /// Bytes in buffers.
   var held = 0
+  /// Listed where memory is missing.
+  let waiter: UnsafeMutablePointer<MemoryWaiter>
   /// No slot or no memory is free: reading goes on when one is.
   var isStalled = false
   var isResuming = false
   var isClosing = false
 
-  /// How many requests a connection may have open, and how many bytes of them.
+  /// How many requests a connection may have open.
   static let depth = 128
-  static let maximumHeld = 64 << 20
+  static let blockStatusLength = 4096
   static let headerLength = 32
 
   /// What the arrays take together, in bytes.
@@ -84,6 +86,11 @@ struct NBDState {
     unsafe items = itemMemory.bindMemory(to: OutgoingItem.self, capacity: NBDState.depth)
     let vectorMemory = unsafe itemMemory + NBDState.depth * MemoryLayout<OutgoingItem>.stride
     unsafe vectors = vectorMemory.bindMemory(to: iovec.self, capacity: NBDState.depth)
+    unsafe waiter = .allocate(capacity: 1)
+    unsafe waiter.initialize(
+      to: MemoryWaiter(context: connection) { connection, _ in
+        unsafe Unmanaged<NBDConnection>.fromOpaque(connection)._withUnsafeGuaranteedRef { $0.memoryIsBack() }
+      })
   }
 
   /// Makes the slots, which hold the state's own address.
@@ -108,6 +115,7 @@ struct NBDState {
   }
 
   func deallocate() {
+    unsafe waiter.deallocate()
     unsafe asker.deallocate()
     unsafe PageMemory.deallocate(headers, NBDState.length)
   }
@@ -144,13 +152,24 @@ func takeRequests(_ state: UnsafeMutablePointer<NBDState>, _ core: UnsafeMutable
     let moves = command == NBD.Command.read || command == NBD.Command.write
     // A write that is too long cannot be answered: its bytes would have to be read first.
     if command == NBD.Command.write, length > NBD.maximumPayload { return .broken }
-    let held = moves && length <= NBD.maximumPayload ? Int(length) : 0
-    guard let slot = unsafe state.pointee.free,
-      unsafe state.pointee.held == 0 || state.pointee.held + held <= NBDState.maximumHeld
-    else {
+    let held =
+      moves && length <= NBD.maximumPayload
+      ? Int(length) : command == NBD.Command.blockStatus ? unsafe NBDState.blockStatusLength : 0
+    guard let slot = unsafe state.pointee.free else {
       unsafe state.pointee.isStalled = true
       return .stalled
     }
+    // Before the request is taken: one that finds no memory stays with the peer, and those behind it.
+    var buffer: UnsafeMutableRawPointer?
+    if held > 0 {
+      unsafe buffer = unsafe core.pointee.buffers.take(held, peer: &state.pointee.held)
+      guard unsafe buffer != nil else {
+        unsafe state.pointee.isStalled = true
+        unsafe core.pointee.wait(state.pointee.waiter)
+        return .stalled
+      }
+    }
+    unsafe slot.pointee.buffer = unsafe buffer
     unsafe slot.pointee.cookie = unsafe bytes.loadUnaligned(fromByteOffset: 8, as: UInt64.self)
     unsafe stream.pointee.consume(NBD.requestLength)
     unsafe state.pointee.free = unsafe slot.pointee.next
@@ -162,17 +181,6 @@ func takeRequests(_ state: UnsafeMutablePointer<NBDState>, _ core: UnsafeMutable
     unsafe slot.pointee.io.isDurable = flags & NBD.CommandFlag.fua != 0
     unsafe slot.pointee.io.mayUnmap = flags & NBD.CommandFlag.noHole == 0
     unsafe slot.pointee.length = held
-    if held > 0 {
-      guard let buffer = unsafe core.pointee.buffers.take(held) else {
-        // What a write brings has nowhere to go.
-        if command == NBD.Command.write { return .broken }
-        unsafe slot.pointee.length = 0
-        unsafe refuse(slot, NBD.ErrorNumber.memory, core)
-        continue
-      }
-      unsafe slot.pointee.buffer = unsafe buffer
-      unsafe state.pointee.held += held
-    }
     if command == NBD.Command.write, held > 0 {
       unsafe state.pointee.receiving = unsafe slot
       unsafe state.pointee.received = 0
@@ -233,6 +241,13 @@ private func begin(_ slot: UnsafeMutablePointer<NBDSlot>, _ core: UnsafeMutableP
   {
     return unsafe refuse(slot, NBD.ErrorNumber.unsupported, core)
   }
+  // No faster than a write: where zeros are written one by one, and where something else decides (proto.md,
+  // NBD_CMD_FLAG_FAST_ZERO).
+  if unsafe slot.pointee.flags & NBD.CommandFlag.fastZero != 0,
+    unsafe !target.pointee.canUnmap || target.pointee.engine == .layer
+  {
+    return unsafe refuse(slot, NBD.ErrorNumber.unsupported, core)
+  }
   unsafe io.pointee.first = 0
   unsafe io.pointee.end = 0
   if let buffer = unsafe slot.pointee.buffer {
@@ -256,7 +271,8 @@ func answer(_ slot: UnsafeMutablePointer<NBDSlot>, _ result: CInt, _ core: Unsaf
   unsafe item.pointee.clear()
   if unsafe state.pointee.hasStructuredReplies {
     unsafe chunk(slot, NBD.ReplyType.offsetData, length: UInt32(slot.pointee.length) + 8)
-    let offset = unsafe slot.pointee.io.offset
+    // Where it began: a read that the file answered in parts has moved on.
+    let offset = unsafe slot.pointee.io.place
     unsafe header.storeBytes(of: offset.bigEndian, toByteOffset: 20, as: UInt64.self)
     unsafe item.pointee.append(header, 28)
   } else {
@@ -324,13 +340,8 @@ private func answerBlockStatus(_ slot: UnsafeMutablePointer<NBDSlot>, _ core: Un
   let state = unsafe slot.pointee.state
   let offset = unsafe slot.pointee.io.offset
   let length = unsafe slot.pointee.io.remaining
-  let size = 4096
-  guard let buffer = unsafe core.pointee.buffers.take(size) else {
-    return unsafe refuse(slot, NBD.ErrorNumber.memory, core)
-  }
-  unsafe slot.pointee.buffer = unsafe buffer
-  unsafe slot.pointee.length = size
-  unsafe state.pointee.held += size
+  guard let buffer = unsafe slot.pointee.buffer else { return unsafe refuse(slot, NBD.ErrorNumber.memory, core) }
+  let size = unsafe slot.pointee.length
   var used = 0
   unsafe buffer.storeBytes(of: NBD.allocationContextID.bigEndian, as: UInt32.self)
   used = 4
@@ -352,8 +363,7 @@ private func answerBlockStatus(_ slot: UnsafeMutablePointer<NBDSlot>, _ core: Un
 func slotSent(_ slot: UnsafeMutablePointer<NBDSlot>, _ core: UnsafeMutablePointer<ReactorCore>) {
   let state = unsafe slot.pointee.state
   if let buffer = unsafe slot.pointee.buffer {
-    unsafe core.pointee.buffers.give(buffer, slot.pointee.length)
-    unsafe state.pointee.held -= slot.pointee.length
+    unsafe core.pointee.give(buffer, slot.pointee.length, peer: &state.pointee.held)
     unsafe slot.pointee.buffer = nil
   }
   unsafe slot.pointee.next = unsafe state.pointee.free

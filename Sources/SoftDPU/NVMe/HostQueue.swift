@@ -8,6 +8,8 @@ import Glibc
 @safe
 final class HostQueue: StreamConnection, @unchecked Sendable {
   let state: UnsafeMutablePointer<HostQueueState>
+  /// Counts this queue's memory, until it is gone.
+  private var controller: InitiatorController?
   private let hasHeaderDigest: Bool
   private let hasDataDigest: Bool
   /// `onLost` is still to be called.
@@ -26,7 +28,10 @@ final class HostQueue: StreamConnection, @unchecked Sendable {
   private static let bufferLength = 256 << 10
 
   /// - Parameter fd: a connecting socket, which the queue takes over.
-  init(fd: CInt, reactor: Reactor, depth: Int, hasHeaderDigest: Bool, hasDataDigest: Bool) {
+  init(
+    fd: CInt, reactor: Reactor, depth: Int, controller: InitiatorController, hasHeaderDigest: Bool, hasDataDigest: Bool
+  ) {
+    self.controller = controller
     unsafe taker = nil
     self.hasHeaderDigest = hasHeaderDigest
     self.hasDataDigest = hasDataDigest
@@ -39,7 +44,7 @@ final class HostQueue: StreamConnection, @unchecked Sendable {
     unsafe state.initialize(
       to: HostQueueState(
         stream: stream, queue: Unmanaged.passUnretained(self).toOpaque(), depth: depth,
-        hasHeaderDigest: hasHeaderDigest, hasDataDigest: hasDataDigest))
+        held: controller.held, hasHeaderDigest: hasHeaderDigest, hasDataDigest: hasDataDigest))
     unsafe HostQueueState.prepare(state)
   }
 
@@ -159,10 +164,10 @@ final class HostQueue: StreamConnection, @unchecked Sendable {
     for index in unsafe 0..<state.pointee.depth {
       let slot = unsafe state.pointee.slots + index
       unsafe slot.pointee.done = nil
-      if let buffer = unsafe slot.pointee.buffer {
-        unsafe core.pointee.buffers.give(buffer, slot.pointee.bufferLength)
-        unsafe slot.pointee.buffer = nil
-      }
+      unsafe giveBuffer(slot, core)
     }
+    // Requests that wait for memory may have waited for this queue's.
+    controller?.serveWaiting()
+    controller = nil
   }
 }

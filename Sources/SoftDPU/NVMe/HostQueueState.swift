@@ -21,6 +21,8 @@ struct HostSlot {
   /// What is to be sent, or where what comes goes, for as long as there is no request to hold it.
   var buffer: UnsafeMutableRawPointer?
   var bufferLength = 0
+  /// Whether the memory is counted by the controller.
+  var isCounted = false
   /// Bytes that the command moves, and how many of them have come.
   var transfer = 0
   var received = 0
@@ -46,6 +48,8 @@ struct HostQueueState {
   let items: UnsafeMutablePointer<OutgoingItem>
   let headers: UnsafeMutableRawPointer
   let depth: Int
+  /// What counts the bytes that requests' commands hold: the controller's.
+  let held: UnsafeMutablePointer<Int>
   var free: UnsafeMutablePointer<HostSlot>?
   var hasHeaderDigest: Bool
   var hasDataDigest: Bool
@@ -68,9 +72,10 @@ struct HostQueueState {
   static let digestPlace = 112
 
   init(
-    stream: UnsafeMutablePointer<Stream>, queue: UnsafeMutableRawPointer, depth: Int, hasHeaderDigest: Bool,
-    hasDataDigest: Bool
+    stream: UnsafeMutablePointer<Stream>, queue: UnsafeMutableRawPointer, depth: Int, held: UnsafeMutablePointer<Int>,
+    hasHeaderDigest: Bool, hasDataDigest: Bool
   ) {
+    unsafe self.held = unsafe held
     unsafe self.stream = unsafe stream
     unsafe self.queue = unsafe queue
     unsafe self.depth = depth
@@ -122,16 +127,40 @@ struct HostQueueState {
 /// Gives a slot back, with its memory.
 func release(_ slot: UnsafeMutablePointer<HostSlot>, _ core: UnsafeMutablePointer<ReactorCore>) {
   let state = unsafe slot.pointee.state
-  if let buffer = unsafe slot.pointee.buffer {
-    unsafe core.pointee.buffers.give(buffer, slot.pointee.bufferLength)
-    unsafe slot.pointee.buffer = nil
-  }
+  unsafe giveBuffer(slot, core)
   unsafe slot.pointee.isOpen = false
   unsafe slot.pointee.io = nil
   unsafe slot.pointee.done = nil
   unsafe state.pointee.open -= 1
   unsafe slot.pointee.next = unsafe state.pointee.free
   unsafe state.pointee.free = unsafe slot
+}
+
+/// Gives the slot memory for a request's bytes; false where that has to wait.
+func reserve(_ slot: UnsafeMutablePointer<HostSlot>, _ length: Int, _ core: UnsafeMutablePointer<ReactorCore>) -> Bool {
+  // The next part of a request goes where the one before was.
+  if unsafe slot.pointee.buffer != nil, unsafe slot.pointee.bufferLength >= length { return true }
+  unsafe giveBuffer(slot, core)
+  guard let buffer = unsafe core.pointee.buffers.take(length, device: &slot.pointee.state.pointee.held.pointee) else {
+    return false
+  }
+  unsafe slot.pointee.buffer = unsafe buffer
+  unsafe slot.pointee.bufferLength = length
+  unsafe slot.pointee.isCounted = true
+  return true
+}
+
+func giveBuffer(_ slot: UnsafeMutablePointer<HostSlot>, _ core: UnsafeMutablePointer<ReactorCore>) {
+  guard let buffer = unsafe slot.pointee.buffer else { return }
+  if unsafe slot.pointee.isCounted {
+    let length = unsafe slot.pointee.bufferLength
+    unsafe core.pointee.buffers.give(buffer, length, device: &slot.pointee.state.pointee.held.pointee)
+  } else {
+    unsafe core.pointee.buffers.give(buffer, slot.pointee.bufferLength)
+  }
+  unsafe slot.pointee.buffer = nil
+  unsafe slot.pointee.isCounted = false
+  unsafe core.pointee.memoryReturned()
 }
 
 // MARK: Commands
@@ -272,6 +301,9 @@ func takeAnswers(
         unsafe (digests & 1 != 0) == state.pointee.hasHeaderDigest,
         unsafe (digests & 2 != 0) == state.pointee.hasDataDigest
       else { return .broken("the target's answer to the first PDU") }
+      guard unsafe bytes.load(fromByteOffset: 10, as: UInt8.self) == 0 else {
+        return .broken("the target wants data at multiples of more than 4 bytes (CPDA), which is not offered")
+      }
       unsafe state.pointee.maximumData = Int(clamping: most)
       unsafe state.pointee.isInitialized = true
       unsafe stream.pointee.consume(length)
@@ -383,25 +415,6 @@ func movePieces(
   _ io: UnsafeMutablePointer<BlockIO>, at offset: Int, _ bytes: UnsafeMutableRawPointer, _ length: Int,
   intoPieces: Bool
 ) {
-  var skip = offset
-  var done = 0
-  for index in unsafe io.pointee.first..<io.pointee.end where done < length {
-    let piece = unsafe io.pointee.vectors[index]
-    let size = unsafe piece.iov_len
-    if skip >= size {
-      skip -= size
-      continue
-    }
-    let part = min(size - skip, length - done)
-    if let base = unsafe piece.iov_base {
-      let place = unsafe base + skip
-      if intoPieces {
-        unsafe place.copyMemory(from: bytes + done, byteCount: part)
-      } else {
-        unsafe (bytes + done).copyMemory(from: place, byteCount: part)
-      }
-    }
-    done += part
-    skip = 0
-  }
+  unsafe movePieces(
+    io.pointee.vectors, io.pointee.first..<io.pointee.end, at: offset, bytes, length, intoPieces: intoPieces)
 }

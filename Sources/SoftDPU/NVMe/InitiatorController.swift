@@ -26,6 +26,13 @@ final class InitiatorController: @unchecked Sendable {
     /// Seconds without any path until requests fail, while attempts go on; 0 is `lossTimeout`.
     var fastFailTimeout = 0
     var keepAliveMilliseconds: UInt32 = 10_000
+    /// One path at a time carries requests; the others are there for when it is lost.
+    var isFailover = false
+    /// How long it may take until a path is ready, in nanoseconds.
+    var connectTime: UInt64 = 10_000_000_000
+    /// The address and port that connections come from; nil and 0 for the system's choice.
+    var sourceAddress: String?
+    var sourcePort: UInt16 = 0
   }
 
   /// A namespace of the subsystem.
@@ -44,11 +51,15 @@ final class InitiatorController: @unchecked Sendable {
   let name: String
   let subsystemNQN: String
   let hostNQN: String
-  let options: Options
+  /// Reactor's thread, but for what is read before the first path.
+  private(set) var options: Options
   let reactor: Reactor
   let logger: Logger
   private let hostID: [UInt8]
   private let shown = Mutex<[InitiatorPath.Report]>([])
+  private let failover: Mutex<Bool>
+  /// Bytes that commands of its queues hold, all together. Reactor's thread.
+  let held: UnsafeMutablePointer<Int>
 
   // Reactor's thread.
   private var paths: [InitiatorPath] = [] {
@@ -77,6 +88,9 @@ final class InitiatorController: @unchecked Sendable {
     self.hostNQN = hostNQN
     self.hostID = hostID
     self.options = options
+    failover = Mutex(options.isFailover)
+    unsafe held = .allocate(capacity: 1)
+    unsafe held.initialize(to: 0)
     self.reactor = reactor
     var logger = logger
     logger[metadataKey: "nvme"] = "\(name)"
@@ -84,6 +98,11 @@ final class InitiatorController: @unchecked Sendable {
     unsafe waitingFirst = nil
     unsafe waitingLast = nil
   }
+
+  deinit { unsafe held.deallocate() }
+
+  /// Whether one path at a time carries requests. Any thread.
+  var isFailover: Bool { failover.withLock { $0 } }
 
   /// What is known of the paths. Any thread.
   var reports: [InitiatorPath.Report] { shown.withLock { $0 } }
@@ -101,6 +120,29 @@ final class InitiatorController: @unchecked Sendable {
       }
       report()
     }
+  }
+
+  /// Connects a path again that was given up, with times that may be others than before. `done` as for `connect`; ENODEV
+  /// where there is no such path any more.
+  func restart(
+    _ place: NVMfTarget.ListenAddress, _ options: Options,
+    _ done: @escaping @Sendable (Result<[Namespace], SoftDPUError>) -> Void
+  ) {
+    reactor.post { [self] in
+      guard let path = paths.first(where: { $0.place == place && $0.isGivenUp }) else {
+        return done(.failure(.system(ENODEV, "connect to \(place.address):\(place.port)")))
+      }
+      self.options = options
+      failover.withLock { $0 = options.isFailover }
+      path.start(done)
+      report()
+    }
+  }
+
+  /// Has one path at a time carry requests, from now on.
+  func useOnePath() {
+    failover.withLock { $0 = true }
+    reactor.post { [self] in options.isFailover = true }
   }
 
   /// Has `body` called with all namespaces whenever one of them has changed. Any thread.
@@ -195,6 +237,11 @@ final class InitiatorController: @unchecked Sendable {
 
   /// Takes a request of one of the namespaces.
   func submit(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>) {
+    unsafe io.pointee.retries = 0
+    unsafe submitAgain(io, core)
+  }
+
+  func submitAgain(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>) {
     if isEnded || hasGivenUp { return unsafe finish(io, -EIO, core) }
     if unsafe waitingFirst == nil, unsafe dispatchToPath(io) { return }
     unsafe io.pointee.next = nil
@@ -208,12 +255,48 @@ final class InitiatorController: @unchecked Sendable {
 
   private func dispatchToPath(_ io: UnsafeMutablePointer<BlockIO>) -> Bool {
     let count = unsafe ways.count
-    for _ in 0..<count {
-      nextPath = nextPath + 1 < count ? nextPath + 1 : 0
-      if unsafe ways[nextPath]._withUnsafeGuaranteedRef({ unsafe $0.take(io) }) { return true }
+    guard !options.isFailover else { return unsafe dispatchToOne(io) }
+    for isLast in [false, true] {
+      for _ in 0..<count {
+        nextPath = nextPath + 1 < count ? nextPath + 1 : 0
+        // One that has just refused a request is the last to be asked.
+        if unsafe ways[nextPath]._withUnsafeGuaranteedRef({ unsafe ($0.isShunned == isLast) && $0.take(io) }) {
+          return true
+        }
+      }
     }
     return false
   }
+
+  /// The path that carries requests stays the same as long as it is there.
+  private func dispatchToOne(_ io: UnsafeMutablePointer<BlockIO>) -> Bool {
+    let count = unsafe ways.count
+    for isLast in [false, true] {
+      for step in 0..<count {
+        let index = (nextPath + step) % count
+        guard unsafe ways[index]._withUnsafeGuaranteedRef({ $0.isReady && $0.isShunned == isLast }) else { continue }
+        nextPath = index
+        return unsafe ways[index]._withUnsafeGuaranteedRef { unsafe $0.take(io) }
+      }
+    }
+    return false
+  }
+
+  /// Hands a request in again after a while, which a target has refused for now.
+  func submitLater(_ io: UnsafeMutablePointer<BlockIO>, after nanoseconds: UInt64) {
+    unsafe reactor.core.pointee.schedule(
+      at: clinux_monotonic_nanoseconds() &+ nanoseconds,
+      { raw, core in
+        let io = unsafe raw.assumingMemoryBound(to: BlockIO.self)
+        let core = unsafe core.assumingMemoryBound(to: ReactorCore.self)
+        guard let raw = unsafe io.pointee.target.pointee.layer else { return unsafe finish(io, -ENXIO, core) }
+        let layer = unsafe raw.assumingMemoryBound(to: NVMeDevice.Layer.self)
+        unsafe layer.pointee.controller._withUnsafeGuaranteedRef { unsafe $0.submitAgain(io, core) }
+      }, io)
+  }
+
+  /// Whether another path than this one can take requests.
+  func hasOther(than path: InitiatorPath) -> Bool { paths.contains { $0 !== path && $0.isReady && !$0.isShunned } }
 
   /// Hands in what waits, as far as there is room.
   func serveWaiting() {

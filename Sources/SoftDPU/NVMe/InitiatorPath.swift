@@ -15,6 +15,8 @@ final class InitiatorPath {
     var place: NVMfTarget.ListenAddress
     var state: String
     var controllerID: UInt16
+    /// The address that its connections come from, where one was chosen.
+    var source: String
   }
 
   let place: NVMfTarget.ListenAddress
@@ -45,9 +47,6 @@ final class InitiatorPath {
   /// Tells callbacks of an earlier connection from those of this one.
   private var generation = 0
 
-  /// How long it may take until a path is ready, in nanoseconds.
-  private static let connectTime: UInt64 = 10_000_000_000
-
   init(place: NVMfTarget.ListenAddress, controller: InitiatorController, hostID: [UInt8]) {
     self.place = place
     self.controller = controller
@@ -60,7 +59,17 @@ final class InitiatorPath {
   deinit { unsafe counters.deallocate() }
 
   var isReady: Bool { state == .enabled }
-  var report: Report { Report(place: place, state: state.rawValue, controllerID: controllerID) }
+  /// Nobody tries to connect it any more.
+  var isGivenUp: Bool { state == .failed }
+  /// It has just refused a request that another path may take.
+  var isShunned: Bool { unsafe shunnedUntil > core.pointee.now }
+  private var shunnedUntil: UInt64 = 0
+  /// How many entries an I/O queue has.
+  private var depth = 128
+  var report: Report {
+    Report(
+      place: place, state: state.rawValue, controllerID: controllerID, source: controller.options.sourceAddress ?? "")
+  }
   private var context: UnsafeMutableRawPointer { unsafe Unmanaged.passUnretained(self).toOpaque() }
 
   func start(_ done: @escaping (Result<[InitiatorController.Namespace], SoftDPUError>) -> Void) {
@@ -107,6 +116,9 @@ final class InitiatorPath {
   /// Takes a request; false where no queue has room.
   func take(_ io: UnsafeMutablePointer<BlockIO>) -> Bool {
     guard state == .enabled else { return false }
+    guard unsafe core.pointee.buffers.mayTake(memory(for: io), deviceHolding: controller.held.pointee) else {
+      return false
+    }
     for index in unsafe states.indices {
       let queue = unsafe states[index]
       guard unsafe !queue.pointee.isClosed, let slot = unsafe queue.pointee.take() else { continue }
@@ -115,6 +127,22 @@ final class InitiatorPath {
       return true
     }
     return false
+  }
+
+  /// How much memory the first command of a request takes.
+  private func memory(for io: UnsafeMutablePointer<BlockIO>) -> Int {
+    switch unsafe io.pointee.kind {
+    case .write: unsafe min(Int(clamping: io.pointee.length), maximumTransfer)
+    case .writeZeroes: unsafe hasWriteZeroes ? 0 : min(Int(clamping: io.pointee.length), maximumTransfer)
+    case .unmap: 16
+    case .read, .flush: 0
+    }
+  }
+
+  /// Takes a request back for which there is no memory after all: it begins anew when there is some.
+  private func postpone(_ slot: UnsafeMutablePointer<HostSlot>, _ io: UnsafeMutablePointer<BlockIO>) {
+    unsafe release(slot, core)
+    unsafe controller.submitLater(io, after: Retry.pause)
   }
 
   /// Sends the command for the next part of a request.
@@ -140,19 +168,19 @@ final class InitiatorPath {
       unsafe slot.pointee.transfer = part
       if !isRead {
         if unsafe io.pointee.isDurable { unsafe addFlag(header, 1 << 30) }
-        guard let buffer = unsafe core.pointee.buffers.take(part) else { return unsafe endRequest(slot, -ENOMEM) }
-        unsafe slot.pointee.buffer = unsafe buffer
-        unsafe slot.pointee.bufferLength = part
+        guard unsafe reserve(slot, part, core), let buffer = unsafe slot.pointee.buffer else {
+          return unsafe postpone(slot, io)
+        }
         unsafe movePieces(io, at: slot.pointee.progress, buffer, part, intoPieces: false)
         if part <= inCapsuleLength { inline = part }
       }
     case .writeZeroes where !hasWriteZeroes:
       // The target does not do it by itself: zeros are sent.
       let part = min(left, maximumTransfer)
-      guard let buffer = unsafe core.pointee.buffers.take(part) else { return unsafe endRequest(slot, -ENOMEM) }
+      guard unsafe reserve(slot, part, core), let buffer = unsafe slot.pointee.buffer else {
+        return unsafe postpone(slot, io)
+      }
       unsafe memset(buffer, 0, part)
-      unsafe slot.pointee.buffer = unsafe buffer
-      unsafe slot.pointee.bufferLength = part
       unsafe setRange(header, offset >> shift, UInt64(part) >> shift)
       unsafe header.storeBytes(of: NVMe.IO.write, toByteOffset: 8, as: UInt8.self)
       if unsafe io.pointee.isDurable { unsafe addFlag(header, 1 << 30) }
@@ -170,12 +198,12 @@ final class InitiatorPath {
     case .unmap:
       // One range of as many blocks as its field holds.
       let part = min(left, (Int(UInt32.max >> 1) >> Int(shift)) << Int(shift))
-      guard let buffer = unsafe core.pointee.buffers.take(16) else { return unsafe endRequest(slot, -ENOMEM) }
+      guard unsafe reserve(slot, 16, core), let buffer = unsafe slot.pointee.buffer else {
+        return unsafe postpone(slot, io)
+      }
       unsafe buffer.storeBytes(of: 0, as: UInt32.self)
       unsafe buffer.storeBytes(of: UInt32(part >> Int(shift)).littleEndian, toByteOffset: 4, as: UInt32.self)
       unsafe buffer.storeBytes(of: (offset >> shift).littleEndian, toByteOffset: 8, as: UInt64.self)
-      unsafe slot.pointee.buffer = unsafe buffer
-      unsafe slot.pointee.bufferLength = 16
       unsafe header.storeBytes(of: NVMe.IO.datasetManagement, toByteOffset: 8, as: UInt8.self)
       unsafe header.storeBytes(of: UInt32(1 << 2).littleEndian, toByteOffset: 52, as: UInt32.self)
       unsafe slot.pointee.transfer = 16
@@ -218,6 +246,7 @@ final class InitiatorPath {
     guard let io = unsafe slot.pointee.io else { return unsafe release(slot, core) }
     let code = status & 0x7FF
     guard code == NVMe.Status.success else {
+      if unsafe tryAgain(slot, io, status) { return unsafe owner._withUnsafeGuaranteedRef { $0.serveWaiting() } }
       if hasWriteZeroes, unsafe io.pointee.kind == .writeZeroes, code & 0x700 != 0x200 {
         // Some targets offer the command whatever their files can do (Linux's nvmet on tmpfs).
         hasWriteZeroes = false
@@ -242,16 +271,34 @@ final class InitiatorPath {
 
   /// Sends the command for the rest of a request, with the same slot.
   private func restart(_ slot: UnsafeMutablePointer<HostSlot>, _ io: UnsafeMutablePointer<BlockIO>) {
-    if let buffer = unsafe slot.pointee.buffer {
-      unsafe core.pointee.buffers.give(buffer, slot.pointee.bufferLength)
-      unsafe slot.pointee.buffer = nil
-    }
     unsafe slot.pointee.received = 0
     unsafe slot.pointee.sendOffset = 0
     unsafe slot.pointee.sendEnd = 0
     unsafe memset(slot.pointee.header, 0, HostQueueState.headerLength)
     unsafe begin(slot, io)
   }
+
+  /// Has a request that was refused for now asked for once more; false where that makes no sense.
+  private func tryAgain(
+    _ slot: UnsafeMutablePointer<HostSlot>, _ io: UnsafeMutablePointer<BlockIO>, _ status: UInt16
+  ) -> Bool {
+    let refusal = NVMeRefusal(status: status)
+    guard refusal != .final, unsafe io.pointee.retries < refusal.maximumRetries else { return false }
+    unsafe io.pointee.retries += 1
+    unsafe release(slot, core)
+    if refusal == .ofPath {
+      shunnedUntil = clinux_monotonic_nanoseconds() &+ InitiatorPath.shunTime
+      if controller.hasOther(than: self) {
+        unsafe controller.submitAgain(io, core)
+        return true
+      }
+    }
+    unsafe controller.submitLater(io, after: NVMeRefusal.pause)
+    return true
+  }
+
+  /// How long a path is the last to be asked, after it refused a request.
+  private static let shunTime: UInt64 = 1_000_000_000
 
   private static func errorNumber(_ code: UInt16) -> CInt {
     switch code {
@@ -276,7 +323,7 @@ final class InitiatorPath {
     admin.onInitialized = { [weak self] in self?.connectAdmin(generation) }
     admin.start()
     unsafe core.pointee.schedule(
-      at: clinux_monotonic_nanoseconds() &+ InitiatorPath.connectTime,
+      at: clinux_monotonic_nanoseconds() &+ controller.options.connectTime,
       { path, _ in
         unsafe Unmanaged<InitiatorPath>.fromOpaque(path)._withUnsafeGuaranteedRef { path in
           if path.state == .connecting || path.state == .reconnecting, path.admin != nil {
@@ -287,14 +334,21 @@ final class InitiatorPath {
   }
 
   private func makeQueue(depth: Int) -> HostQueue? {
-    let fd = unsafe clinux_tcp_connect(place.address, place.port)
+    let options = controller.options
+    let fd: CInt
+    if let source = options.sourceAddress {
+      fd = unsafe clinux_tcp_connect_from(source, options.sourcePort, place.address, place.port)
+    } else {
+      fd = unsafe clinux_tcp_connect(place.address, place.port)
+    }
     guard fd >= 0 else { return nil }
     clinux_tune_tcp(fd)
     // A write that the kernel still holds when the path is given up will be sent by another one, and answered: it must
     // not arrive once more, over what was written since, when the network is back.
     clinux_discard_on_close(fd)
     let queue = HostQueue(
-      fd: fd, reactor: controller.reactor, depth: depth, hasHeaderDigest: controller.options.hasHeaderDigest,
+      fd: fd, reactor: controller.reactor, depth: depth, controller: controller,
+      hasHeaderDigest: controller.options.hasHeaderDigest,
       hasDataDigest: controller.options.hasDataDigest)
     let generation = generation
     queue.onLost = { [weak self] reason in
@@ -346,6 +400,19 @@ final class InitiatorPath {
     let (command, data) = connectCommand(queue: 0, depth: 32)
     ask("connect", command, output: data) { [self] word0, _, _ in
       controllerID = UInt16(truncatingIfNeeded: word0)
+      readCapabilities()
+    }
+  }
+
+  /// How long queues may be (CAP.MQES, a number that is one less).
+  private func readCapabilities() {
+    var get = LittleEndianPage(64)
+    get.set(InitiatorPath.fabrics(NVMe.Fabrics.propertyGet), at: 0)
+    get.set(UInt8(1), at: 40)  // 8 bytes
+    get.set(NVMe.Property.capabilities, at: 44)
+    ask("read the capabilities", get.bytes) { [self] word0, _, _ in
+      depth = min(controller.options.queueDepth, Int(word0 & 0xFFFF) + 1)
+      guard depth >= 2 else { return lose("queues of \(depth) entries") }
       enable()
     }
   }
@@ -449,7 +516,7 @@ final class InitiatorPath {
 
   private func connectQueues(_ count: Int) {
     let generation = generation
-    let depth = controller.options.queueDepth
+    let depth = depth
     for number in 1...count {
       guard let queue = makeQueue(depth: depth) else { return lose("no socket", error: EMFILE) }
       queues.append(queue)
@@ -562,6 +629,7 @@ final class InitiatorPath {
       message: reason)
     if let first = onFirst {
       onFirst = nil
+      controller.report()
       return first(.failure(failure))
     }
     let reset = onReset

@@ -56,7 +56,7 @@ final class NVMeDevice: BlockDevice, @unchecked Sendable {
             "ctrlr_data": ["cntlid": .integer(Int64(report.controllerID))],
           ]
         }),
-      "mp_policy": "active_active",
+      "mp_policy": controller.isFailover ? "active_passive" : "active_active",
     ]
   }
 }

@@ -73,6 +73,7 @@ enum NVMe {
     static let invalidSGLLength: UInt16 = 0x0F
     static let invalidSGLType: UInt16 = 0x11
     static let writeProtected: UInt16 = 0x20
+    static let transientTransportError: UInt16 = 0x22
     static let lbaOutOfRange: UInt16 = 0x80
     static let capacityExceeded: UInt16 = 0x81
     static let asyncEventLimit: UInt16 = 1 << 8 | 0x05

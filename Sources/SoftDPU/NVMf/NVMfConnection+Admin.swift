@@ -44,15 +44,13 @@ extension NVMfConnection {
     let room = unsafe Int(slot.pointee.field32(32))
     let length = min(room, bytes.count)
     guard length > 0 else { return unsafe complete(slot, NVMe.Status.success, core) }
-    guard let buffer = unsafe core.pointee.buffers.take(length) else {
+    // To be tried again: the host has as many such answers under way as it may.
+    guard unsafe reserve(slot, length, core), let buffer = unsafe slot.pointee.buffer else {
       return unsafe complete(slot, NVMe.Status.internalError, core)
     }
     unsafe bytes.withUnsafeBytes { source in
       if let base = source.baseAddress { unsafe buffer.copyMemory(from: base, byteCount: length) }
     }
-    if let old = unsafe slot.pointee.buffer { unsafe core.pointee.buffers.give(old, slot.pointee.length) }
-    unsafe slot.pointee.buffer = unsafe buffer
-    unsafe slot.pointee.length = length
     unsafe sendData(slot, length, isSuccess: false, core)
   }
 

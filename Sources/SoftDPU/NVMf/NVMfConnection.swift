@@ -52,13 +52,16 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
 
   override func readable() {
     guard !isClosed else { return }
-    if unsafe state == nil { initialize() } else { transfer() }
+    if unsafe state == nil { return initialize() }
+    // What comes while a command waits for memory stays with the host.
+    if unsafe state?.pointee.isStalled != true { transfer() }
   }
 
   override func take() -> Progress {
     guard let state = unsafe state else { return .stalled }
     switch unsafe takePDUs(state, core) {
     case .more: return .more
+    case .stalled: return .stalled
     case .finished: return .ended("the host ended the connection")
     case .broken(let reason, let field):
       terminate(reason, field)
@@ -140,10 +143,20 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
     self.table = table
     unsafe state.pointee.namespaces = unsafe Unmanaged.passUnretained(table)
     unsafe state.pointee.isIOQueue = true
+    if let controller { unsafe state.pointee.held = unsafe controller.held }
     unsafe state.pointee.queueSize = queueSize
     let host = controller?.hostNQN ?? ""
     unsafe state.pointee.asker.pointee = IOLabel("NVMe/TCP\(IOLabel.peer(of: fd)) \(host)")
     return true
+  }
+
+  /// Some memory was given back: what waits for it is tried again.
+  func memoryIsBack() {
+    guard let state = unsafe state, !isClosed else { return }
+    unsafe resumeWaiting(state, core)
+    guard unsafe state.pointee.isStalled else { return }
+    unsafe state.pointee.isStalled = false
+    transfer()
   }
 
   // MARK: The end
@@ -170,8 +183,9 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
     if let state = unsafe state {
       for index in unsafe 0..<NVMfState.depth {
         let slot = unsafe state.pointee.slots + index
-        if let buffer = unsafe slot.pointee.buffer { unsafe core.pointee.buffers.give(buffer, slot.pointee.length) }
+        unsafe giveBuffer(slot, core)
       }
+      unsafe core.pointee.forget(state.pointee.waiter)
       unsafe state.pointee.deallocate()
       unsafe state.deallocate()
     }

@@ -26,6 +26,11 @@ final class NVMfController: @unchecked Sendable {
   private var changed: Set<UInt32> = []
   private var isChangeMasked = false
   private let reactor: Reactor
+  /// Bytes that the commands of its I/O queues hold, all together.
+  let held: UnsafeMutablePointer<Int>
+
+  /// How long a discovery controller of a host that gives no keep-alive time may be silent, in milliseconds: as SPDK.
+  private static let discoveryKeepAlive: UInt32 = 120_000
 
   init(
     id: UInt16, subsystemNQN: String, hostNQN: String, hostID: [UInt8], table: NamespaceTable?,
@@ -39,9 +44,13 @@ final class NVMfController: @unchecked Sendable {
     self.admin = admin
     self.keepAlive = keepAlive
     self.reactor = reactor
+    unsafe held = .allocate(capacity: 1)
+    unsafe held.initialize(to: 0)
     lastSeen = clinux_monotonic_nanoseconds()
     watchKeepAlive()
   }
+
+  deinit { unsafe held.deallocate() }
 
   var isDiscovery: Bool { table == nil }
   var isReady: Bool { status & 1 != 0 }
@@ -86,6 +95,8 @@ final class NVMfController: @unchecked Sendable {
   /// A host that is silent for its time, and half as long again for the way, has gone.
   func watchKeepAlive() {
     unsafe reactor.core.pointee.timers.remove(context: Unmanaged.passUnretained(self).toOpaque())
+    // Anybody may come to the discovery subsystem, and would stay for ever.
+    if keepAlive == 0, isDiscovery { keepAlive = NVMfController.discoveryKeepAlive }
     guard keepAlive > 0 else { return }
     // What a host asks for below a second would keep the reactor busy.
     keepAlive = max(keepAlive, 1000)

@@ -88,7 +88,7 @@ private func move(
     guard unsafe Int(slot.pointee.field32(32)) >= length else {
       return unsafe complete(slot, NVMe.Status.invalidSGLLength | NVMe.Status.doNotRetry, core)
     }
-    guard unsafe reserve(slot, length, core) else { return unsafe complete(slot, NVMe.Status.internalError, core) }
+    guard unsafe reserve(slot, length, core) else { return unsafe waitForMemory(slot, core) }
     unsafe slot.pointee.transfer = length
     unsafe io.pointee.kind = .read
   } else {
@@ -101,14 +101,10 @@ private func move(
       }
       unsafe io.pointee.kind = .write
     } else {
-      // What is there is read behind what the host sent.
-      guard let both = unsafe core.pointee.buffers.take(2 * length), let given = unsafe slot.pointee.buffer else {
+      // What is there is read behind what the host sent; the memory for both was taken at once.
+      guard unsafe slot.pointee.length >= 2 * length else {
         return unsafe complete(slot, NVMe.Status.internalError, core)
       }
-      unsafe both.copyMemory(from: given, byteCount: length)
-      unsafe core.pointee.buffers.give(given, slot.pointee.length)
-      unsafe slot.pointee.buffer = unsafe both
-      unsafe slot.pointee.length = 2 * length
       unsafe io.pointee.kind = .read
     }
   }
@@ -131,7 +127,9 @@ func commandDone(_ slot: UnsafeMutablePointer<NVMfSlot>, _ result: CInt, _ core:
   unsafe slot.pointee.state.pointee.inflight -= 1
   unsafe slot.pointee.entry?.pointee.inflight -= 1
   let opcode = unsafe slot.pointee.opcode
-  guard result >= 0 else { return unsafe complete(slot, status(result, isRead: opcode == NVMe.IO.read), core) }
+  guard result >= 0 else {
+    return unsafe complete(slot, status(result, isRead: opcode == NVMe.IO.read || opcode == NVMe.IO.compare), core)
+  }
   switch opcode {
   case NVMe.IO.read: unsafe answerRead(slot, core)
   case NVMe.IO.compare:
@@ -286,10 +284,7 @@ func slotSent(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMutablePoint
     return
   }
   let state = unsafe slot.pointee.state
-  if let buffer = unsafe slot.pointee.buffer {
-    unsafe core.pointee.buffers.give(buffer, slot.pointee.length)
-    unsafe slot.pointee.buffer = nil
-  }
+  unsafe giveBuffer(slot, core)
   unsafe slot.pointee.next = unsafe state.pointee.free
   unsafe state.pointee.free = unsafe slot
 }

@@ -8,6 +8,8 @@ import Glibc
 /// What became of the bytes that were there.
 enum NVMfProgress {
   case more
+  /// The next command finds no memory: it waits where it is.
+  case stalled
   /// The host broke the protocol: the reason (FES) and the offset of what was wrong.
   case broken(UInt16, UInt32)
   case finished
@@ -21,15 +23,18 @@ func takePDUs(_ state: UnsafeMutablePointer<NVMfState>, _ core: UnsafeMutablePoi
       guard unsafe takeData(slot, core) else { return .more }
       if unsafe state.pointee.awaitsDigest {
         guard unsafe stream.pointee.available >= NVMeTCP.digestLength else { return .more }
-        guard unsafe dataDigestHolds(slot) else {
-          // The command fails, the connection goes on (NVMe TCP 1.0, section 3.3.1.2): here it ends, as with Linux.
-          return .broken(NVMeTCP.FatalError.headerDigest, 0)
-        }
+        // The command fails when all of its data is there, and the connection goes on (NVMe TCP 1.0, section 3.3.1.2).
+        if unsafe !dataDigestHolds(slot) { unsafe slot.pointee.isDamaged = true }
       }
       unsafe state.pointee.receiving = nil
       if unsafe state.pointee.isCapsule || slot.pointee.received == slot.pointee.transfer {
+        if unsafe slot.pointee.isReceiving { unsafe state.pointee.asked -= 1 }
         unsafe slot.pointee.isReceiving = false
-        unsafe execute(slot, core)
+        if unsafe slot.pointee.isDamaged {
+          unsafe complete(slot, NVMe.Status.transientTransportError, core)
+        } else {
+          unsafe execute(slot, core)
+        }
       }
       continue
     }
@@ -71,6 +76,18 @@ func takePDUs(_ state: UnsafeMutablePointer<NVMfState>, _ core: UnsafeMutablePoi
       guard let slot = unsafe state.pointee.free else { return .broken(NVMeTCP.FatalError.sequence, 0) }
       let limit = unsafe state.pointee.isIOQueue ? state.pointee.inCapsuleLength : NVMfState.adminCapsuleLength
       guard dataLength <= limit else { return .broken(NVMeTCP.FatalError.outOfRange, 4) }
+      if hasData {
+        let opcode = unsafe bytes.load(fromByteOffset: NVMeTCP.commonLength, as: UInt8.self)
+        let isCompare = unsafe state.pointee.isIOQueue && opcode == NVMe.IO.compare
+        let needed = isCompare ? 2 * dataLength : dataLength
+        // What stands behind it may be the data that other commands wait for: then the memory is taken in any case, a
+        // capsule's for each of the queue's commands at most.
+        guard unsafe reserve(slot, needed, mustHave: state.pointee.asked > 0, core) else {
+          unsafe state.pointee.isStalled = true
+          unsafe core.pointee.wait(state.pointee.waiter)
+          return .stalled
+        }
+      }
       unsafe slot.pointee.header.copyMemory(from: bytes + NVMeTCP.commonLength, byteCount: 64)
       unsafe stream.pointee.consume(start)
       unsafe state.pointee.free = unsafe slot.pointee.next
@@ -80,13 +97,13 @@ func takePDUs(_ state: UnsafeMutablePointer<NVMfState>, _ core: UnsafeMutablePoi
       unsafe slot.pointee.transfer = dataLength
       unsafe slot.pointee.received = 0
       unsafe slot.pointee.range = 0
+      unsafe slot.pointee.isDamaged = false
       unsafe slot.pointee.entry = nil
       if hasData {
         guard unsafe brings(slot) else { return .broken(NVMeTCP.FatalError.invalidHeader, 3) }
-        guard unsafe reserve(slot, dataLength, core) else { return .broken(NVMeTCP.FatalError.unsupported, 0) }
         unsafe begin(slot, dataLength, hasDataDigest, isCapsule: true)
       } else {
-        unsafe prepareTransfer(slot, core)
+        unsafe proceed(slot, core)
       }
     } else {
       guard hasData else { return .broken(NVMeTCP.FatalError.invalidHeader, 4) }
@@ -114,16 +131,69 @@ private func brings(_ slot: UnsafeMutablePointer<NVMfSlot>) -> Bool {
   return unsafe (opcode == NVMe.Admin.fabrics ? slot.pointee.field8(4) : opcode) & 3 == 1
 }
 
-/// Gives the slot memory for its data.
+/// Gives the slot memory for its data; false where it has to wait. `mustHave`: whatever the others have.
 func reserve(
-  _ slot: UnsafeMutablePointer<NVMfSlot>, _ length: Int, _ core: UnsafeMutablePointer<ReactorCore>
+  _ slot: UnsafeMutablePointer<NVMfSlot>, _ length: Int, mustHave: Bool = false,
+  _ core: UnsafeMutablePointer<ReactorCore>
 ) -> Bool {
-  if let old = unsafe slot.pointee.buffer { unsafe core.pointee.buffers.give(old, slot.pointee.length) }
-  unsafe slot.pointee.buffer = nil
-  guard let buffer = unsafe core.pointee.buffers.take(length) else { return false }
-  unsafe slot.pointee.buffer = unsafe buffer
+  unsafe giveBuffer(slot, core)
+  let held = unsafe slot.pointee.state.pointee.held
+  if let buffer = unsafe core.pointee.buffers.take(length, peer: &held.pointee) {
+    unsafe slot.pointee.buffer = unsafe buffer
+    unsafe slot.pointee.held = unsafe held
+  } else {
+    guard mustHave, let buffer = unsafe core.pointee.buffers.take(length) else { return false }
+    unsafe slot.pointee.buffer = unsafe buffer
+    unsafe slot.pointee.held = nil
+  }
   unsafe slot.pointee.length = length
   return true
+}
+
+/// Gives a slot's memory back.
+func giveBuffer(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMutablePointer<ReactorCore>) {
+  guard let buffer = unsafe slot.pointee.buffer else { return }
+  if let held = unsafe slot.pointee.held {
+    unsafe core.pointee.give(buffer, slot.pointee.length, peer: &held.pointee)
+  } else {
+    unsafe core.pointee.buffers.give(buffer, slot.pointee.length)
+    unsafe core.pointee.memoryReturned()
+  }
+  unsafe slot.pointee.buffer = nil
+}
+
+/// Goes on with a command without data in its capsule, or has it wait behind others for memory.
+private func proceed(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMutablePointer<ReactorCore>) {
+  let state = unsafe slot.pointee.state
+  let opcode = unsafe slot.pointee.opcode
+  let needsMemory = unsafe brings(slot) || opcode == NVMe.IO.read
+  if needsMemory, unsafe state.pointee.waitingFirst != nil { return unsafe waitForMemory(slot, core) }
+  unsafe prepareTransfer(slot, core)
+}
+
+/// Has a command wait until memory is given back. The host knows nothing of it, as of a disk that takes its time.
+func waitForMemory(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMutablePointer<ReactorCore>) {
+  let state = unsafe slot.pointee.state
+  unsafe slot.pointee.next = nil
+  if let last = unsafe state.pointee.waitingLast {
+    unsafe last.pointee.next = unsafe slot
+  } else {
+    unsafe state.pointee.waitingFirst = unsafe slot
+  }
+  unsafe state.pointee.waitingLast = unsafe slot
+  unsafe core.pointee.wait(state.pointee.waiter)
+}
+
+/// Tries the commands that wait for memory again, in their order, until one finds none.
+func resumeWaiting(_ state: UnsafeMutablePointer<NVMfState>, _ core: UnsafeMutablePointer<ReactorCore>) {
+  var next = unsafe state.pointee.waitingFirst
+  unsafe state.pointee.waitingFirst = nil
+  unsafe state.pointee.waitingLast = nil
+  while let slot = unsafe next {
+    unsafe next = unsafe slot.pointee.next
+    // The first that still finds none is in the list again, and the rest comes behind it.
+    unsafe proceed(slot, core)
+  }
 }
 
 private func begin(
@@ -178,9 +248,12 @@ private func prepareTransfer(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: Uns
   guard unsafe length <= state.pointee.maximumTransfer else {
     return unsafe complete(slot, NVMe.Status.invalidField | NVMe.Status.doNotRetry, core)
   }
-  guard unsafe reserve(slot, length, core) else { return unsafe complete(slot, NVMe.Status.internalError, core) }
+  // What is there is read behind what the host sends.
+  let needed = unsafe slot.pointee.opcode == NVMe.IO.compare ? 2 * length : length
+  guard unsafe reserve(slot, needed, core) else { return unsafe waitForMemory(slot, core) }
   unsafe slot.pointee.transfer = length
   unsafe slot.pointee.isReceiving = true
+  unsafe state.pointee.asked += 1
   unsafe slot.pointee.isAsking = true
   let digest = unsafe state.pointee.hasHeaderDigest
   let header = unsafe slot.pointee.header + NVMfState.transferHeader

@@ -20,9 +20,10 @@ struct NVMfSlot {
   let header: UnsafeMutableRawPointer
   let index: UInt16
   var next: UnsafeMutablePointer<NVMfSlot>?
-  /// The command's data, in either direction, and how long its memory is.
+  /// The command's data, in either direction, how long its memory is, and what counts it.
   var buffer: UnsafeMutableRawPointer?
   var length = 0
+  var held: UnsafeMutablePointer<Int>?
   /// Bytes that the command moves, and how many of them have come.
   var transfer = 0
   var received = 0
@@ -32,6 +33,8 @@ struct NVMfSlot {
   var isReceiving = false
   /// The request for its data is not sent yet.
   var isAsking = false
+  /// A part of its data did not have the digest that came with it.
+  var isDamaged = false
   var entry: UnsafeMutablePointer<NamespaceTable.Entry>?
 
   @inline(__always)
@@ -93,6 +96,18 @@ struct NVMfState {
   var partStart = 0
   var awaitsDigest = false
   var isCapsule = false
+  /// Commands whose data was asked for and has not come: what is received must be taken, because it brings it.
+  var asked = 0
+  /// What counts the bytes that commands hold: the connection's own place, and its controller's for I/O.
+  let ownHeld: UnsafeMutablePointer<Int>
+  var held: UnsafeMutablePointer<Int>
+  /// Listed where memory is missing.
+  let waiter: UnsafeMutablePointer<MemoryWaiter>
+  /// Commands that wait for memory, in the order of their arrival.
+  var waitingFirst: UnsafeMutablePointer<NVMfSlot>?
+  var waitingLast: UnsafeMutablePointer<NVMfSlot>?
+  /// Nothing is taken: the next command has no room for what it brings.
+  var isStalled = false
   var inflight = 0
   var commands: UInt64 = 0
 
@@ -125,6 +140,14 @@ struct NVMfState {
     unsafe maximumTransfer = transport.maximumTransfer
     unsafe inCapsuleLength = transport.inCapsuleLength
     unsafe sendsSuccess = transport.sendsSuccess
+    unsafe ownHeld = .allocate(capacity: 1)
+    unsafe ownHeld.initialize(to: 0)
+    unsafe held = unsafe ownHeld
+    unsafe waiter = .allocate(capacity: 1)
+    unsafe waiter.initialize(
+      to: MemoryWaiter(context: connection) { connection, _ in
+        unsafe Unmanaged<NVMfConnection>.fromOpaque(connection)._withUnsafeGuaranteedRef { $0.memoryIsBack() }
+      })
     // In the order of their alignment: headers begin on multiples of 64.
     unsafe headers = unsafe memory
     let slotMemory = unsafe headers + NVMfState.depth * NVMfState.headerLength
@@ -159,6 +182,8 @@ struct NVMfState {
 
   func deallocate() {
     unsafe asker.deallocate()
+    unsafe ownHeld.deallocate()
+    unsafe waiter.deallocate()
     unsafe PageMemory.deallocate(headers, NVMfState.length)
   }
 }

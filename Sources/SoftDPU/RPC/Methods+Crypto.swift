@@ -8,7 +8,7 @@ extension Methods {
     "accel_crypto_key_destroy": { try $0.destroyKey($1, $2) },
     "accel_crypto_keys_get": { try $0.getKeys($1, $2) },
     "bdev_crypto_create": { try $0.createCrypto($1, $2) },
-    "bdev_crypto_delete": { try $0.delete($1, CryptoDevice.self, $2) },
+    "bdev_crypto_delete": { try $0.delete($1, CryptoDevice.self, madeBy: "bdev_crypto_create", $2) },
   ]
 
   private func createKey(_ request: Request, _ reply: Reply) throws {

@@ -53,7 +53,7 @@ extension Methods {
 
   private func deleteFile(_ request: Request, _ reply: Reply) throws {
     let name = try Parameters(request, allowed: ["name"]).string("name")
-    inventory.dropUnrestored(name)
+    inventory.dropUnrestored(device: name, madeBy: "bdev_aio_create")
     let device = try inventory.requireDevice(name, "delete bdev")
     if let folder = device as? FolderDevice {
       try inventory.closeStores(on: folder)

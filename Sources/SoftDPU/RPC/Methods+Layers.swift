@@ -6,10 +6,10 @@ extension Methods {
   static let layers: [String: Method] = [
     "bdev_delay_create": { try $0.createDelay($1, $2) },
     "bdev_delay_update_latency": { try $0.updateDelay($1, $2) },
-    "bdev_delay_delete": { try $0.delete($1, DelayDevice.self, $2) },
+    "bdev_delay_delete": { try $0.delete($1, DelayDevice.self, madeBy: "bdev_delay_create", $2) },
     "bdev_error_create": { try $0.createError($1, $2) },
     "bdev_error_inject_error": { try $0.injectError($1, $2) },
-    "bdev_error_delete": { try $0.delete($1, ErrorDevice.self, $2) },
+    "bdev_error_delete": { try $0.delete($1, ErrorDevice.self, madeBy: "bdev_error_create", $2) },
   ]
 
   private func createDelay(_ request: Request, _ reply: Reply) throws {

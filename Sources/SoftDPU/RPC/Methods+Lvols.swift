@@ -206,7 +206,9 @@ extension Methods {
   }
 
   private func deleteLvol(_ request: Request, _ reply: Reply) throws {
-    let device = try inventory.requireLvol(try Parameters(request, allowed: ["name"]).string("name"))
+    let name = try Parameters(request, allowed: ["name"]).string("name")
+    if inventory.device(name) == nil, try inventory.deleteHiddenLvol(name) { return reply(.success(true)) }
+    let device = try inventory.requireLvol(name)
     // SPDK answers with "internal error" where clones rest on a snapshot.
     guard device.store.manifest.clones(of: device.uuid).count <= 1 else {
       throw ResponseError.internalError(systemText(EPERM))

@@ -5,9 +5,9 @@ import JSONRPC
 extension Methods {
   static let memory: [String: Method] = [
     "bdev_malloc_create": { try $0.createMemory($1, $2) },
-    "bdev_malloc_delete": { try $0.delete($1, MemoryDevice.self, $2) },
+    "bdev_malloc_delete": { try $0.delete($1, MemoryDevice.self, madeBy: "bdev_malloc_create", $2) },
     "bdev_null_create": { try $0.createNull($1, $2) },
-    "bdev_null_delete": { try $0.delete($1, NullDevice.self, $2) },
+    "bdev_null_delete": { try $0.delete($1, NullDevice.self, madeBy: "bdev_null_create", $2) },
     "bdev_null_resize": { try $0.resizeNull($1, $2) },
   ]
 
@@ -67,9 +67,14 @@ extension Methods {
   }
 
   /// Deletes a device of one kind.
-  func delete<Kind: BlockDevice>(_ request: Request, _ kind: Kind.Type, _ reply: Reply) throws {
+  ///
+  /// - Parameter creation: the call that makes such a device.
+  func delete<Kind: BlockDevice>(
+    _ request: Request, _ kind: Kind.Type, madeBy creation: String, _ reply: Reply
+  ) throws {
     let name = try Parameters(request, allowed: ["name"]).string("name")
-    inventory.dropUnrestored(name)
+    // A device of errors has a name of its own, and is made by that of the device below.
+    inventory.dropUnrestored(device: name.dropPrefix("EE_").map(String.init) ?? name, madeBy: creation)
     guard let device = try inventory.requireDevice(name, "delete bdev") as? Kind else {
       throw Methods.systemError(ENODEV)
     }

@@ -45,7 +45,7 @@ extension Methods {
 
   private func stopDisk(_ request: Request, _ reply: @escaping Reply) throws {
     let address = try Parameters(request, allowed: ["nbd_device"]).string("nbd_device")
-    inventory.dropUnrestored(address)
+    inventory.dropUnrestored(key: ConfigurationCall.key("nbd_start_disk", address))
     inventory.stopNBD(address) { result in
       reply(result.map { JSONValue.bool(true) }.mapError { Methods.systemError($0.errorNumber) })
     }

@@ -25,8 +25,10 @@ extension Methods {
     let name = try parameters.string("name")
     let type = try parameters.string("trtype")
     let address = try parameters.string("traddr")
+    // What would have an effect in SPDK and has none here is refused, rather than taken for done.
     guard type.uppercased() == "TCP", try parameters.optionalString("psk") == nil,
-      try parameters.optionalString("dhchap_key") == nil,
+      try parameters.optionalString("dhchap_key") == nil, try parameters.optionalString("dhchap_ctrlr_key") == nil,
+      try !parameters.bool("prchk_reftag"), try !parameters.bool("prchk_guard"),
       let port = UInt16(try parameters.optionalString("trsvcid") ?? "4420"), port > 0, !name.isEmpty,
       let subsystem = try parameters.optionalString("subnqn"), Inventory.isNQN(subsystem)
     else { throw Methods.systemError(EINVAL) }
@@ -38,17 +40,26 @@ extension Methods {
     options.reconnectDelay = Int(try parameters.optionalInt("reconnect_delay_sec") ?? 0)
     options.fastFailTimeout = Int(try parameters.optionalInt("fast_io_fail_timeout_sec") ?? 0)
     options.ioQueues = Int(try parameters.optionalUInt32("num_io_queues") ?? 1)
+    if let microseconds = try parameters.optionalUInt64("fabrics_connect_timeout_us"), microseconds > 0 {
+      options.connectTime = min(microseconds, 86_400_000_000) * 1000
+    }
+    options.sourceAddress = try parameters.optionalString("hostaddr")
+    if let text = try parameters.optionalString("hostsvcid"), !text.isEmpty {
+      guard let port = UInt16(text), options.sourceAddress != nil else { throw Methods.systemError(EINVAL) }
+      options.sourcePort = port
+    }
     try check(options)
     let host = try parameters.optionalString("hostnqn") ?? Methods.ownNQN
     guard Inventory.isNQN(host) else { throw Methods.systemError(EINVAL) }
     let mode = try parameters.optionalString("multipath") ?? "multipath"
     guard ["disable", "failover", "multipath"].contains(mode) else { throw Methods.systemError(EINVAL) }
+    options.isFailover = mode == "failover"
     if mode == "disable", inventory.nvmeAttachment(name) != nil { throw Methods.systemError(EALREADY) }
     inventory.attach(
       InitiatorController(
         name: name, subsystemNQN: subsystem, hostNQN: host, hostID: Methods.hostID(host), options: options,
         reactor: inventory.idlestReactor, logger: inventory.logger),
-      name: name, subsystemNQN: subsystem, at: place, parameters: request.params ?? [:]
+      name: name, subsystemNQN: subsystem, at: place, options: options, parameters: request.params ?? [:]
     ) { result in
       switch result {
       case .success(let names): reply(.success(.array(names.map { .string($0) })))
@@ -80,13 +91,16 @@ extension Methods {
       request,
       allowed: ["name", "trtype", "traddr", "adrfam", "trsvcid", "subnqn", "hostnqn", "hostaddr", "hostsvcid"])
     let name = try parameters.string("name")
-    inventory.dropUnrestored(name)
     var place: NVMfTarget.ListenAddress?
     if let address = try parameters.optionalString("traddr") {
       guard let port = UInt16(try parameters.optionalString("trsvcid") ?? "4420") else {
         throw Methods.systemError(EINVAL)
       }
       place = NVMfTarget.ListenAddress(address: address, port: port)
+    }
+    inventory.dropUnrestored { call in
+      call.method == "bdev_nvme_attach_controller" && call.subject == name
+        && (place.map { call.key == ConfigurationCall.key(path: "\($0.address) \($0.port)", of: name) } ?? true)
     }
     inventory.detach(name, at: place) { result in
       reply(result.map { JSONValue.bool(true) }.mapError { answer($0, request.method) })
@@ -139,7 +153,7 @@ extension Methods {
                   [
                     "state": .string(report.state), "trid": controller.identifier(report.place),
                     "cntlid": .integer(Int64(report.controllerID)),
-                    "host": ["nqn": .string(controller.hostNQN), "addr": "", "svcid": ""],
+                    "host": ["nqn": .string(controller.hostNQN), "addr": .string(report.source), "svcid": ""],
                   ]
                 }),
             ]

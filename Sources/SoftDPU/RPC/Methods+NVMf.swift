@@ -30,7 +30,9 @@ extension Methods {
     do {
       try body()
     } catch let error as SoftDPUError {
-      inventory.logger.warning("a call failed", metadata: ["method": "\(request.method)", "error": "\(error)"])
+      if !isQuiet {
+        inventory.logger.warning("a call failed", metadata: ["method": "\(request.method)", "error": "\(error)"])
+      }
       // An address that is still taken is told as such: a restart waits for it.
       if error.code == .system(EADDRINUSE) { throw ResponseError.invalidParams(systemText(EADDRINUSE)) }
       throw isInternal ? ResponseError.internalError(error.message) : Methods.invalidParameters
@@ -127,7 +129,7 @@ extension Methods {
 
   private func deleteSubsystem(_ request: Request, _ reply: @escaping Reply) throws {
     let nqn = try Parameters(request, allowed: ["nqn", "tgt_name"]).string("nqn")
-    inventory.dropUnrestored(nqn)
+    inventory.dropUnrestored { $0.parameters["nqn"]?.stringValue == nqn }
     inventory.deleteSubsystem(nqn) { result in
       reply(result.map { JSONValue.bool(true) }.mapError { _ in Methods.invalidParameters })
     }

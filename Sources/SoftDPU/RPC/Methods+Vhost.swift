@@ -46,7 +46,7 @@ extension Methods {
   private func deleteController(_ request: Request, _ reply: @escaping Reply) throws {
     let parameters = try vhostParameters(request, allowed: ["ctrlr"])
     guard let name = try? parameters.string("ctrlr") else { throw Methods.vhostError(EINVAL) }
-    inventory.dropUnrestored(name)
+    inventory.dropUnrestored(key: ConfigurationCall.key("vhost_create_blk_controller", name))
     inventory.deleteController(name) { result in
       reply(result.map { JSONValue.bool(true) }.mapError { Methods.vhostError($0.errorNumber) })
     }

@@ -13,6 +13,13 @@ struct Methods: Sendable {
   let inventory: Inventory
   /// What `spdk_get_version` calls this program.
   let version: String
+  /// Failures are not told.
+  private(set) var isQuiet = false
+
+  init(inventory: Inventory, version: String) {
+    self.inventory = inventory
+    self.version = version
+  }
 
   static let table: [String: Method] = [
     application, devices, files, memory, layers, lvols, vhost, nbd, nvmf, nvme, crypto, slow,
@@ -51,7 +58,9 @@ struct Methods: Sendable {
     case let error as ResponseError: return error
     case is Parameters.Failure: return Methods.undecodable
     case let error as SoftDPUError:
-      inventory.logger.warning("a call failed", metadata: ["method": "\(method)", "error": "\(error)"])
+      if !isQuiet {
+        inventory.logger.warning("a call failed", metadata: ["method": "\(method)", "error": "\(error)"])
+      }
       return Methods.systemError(error.errorNumber)
     default: return .internalError("\(error)")
     }
@@ -71,7 +80,9 @@ struct Methods: Sendable {
     do {
       return try body()
     } catch let error as SoftDPUError {
-      inventory.logger.warning("a call failed", metadata: ["method": "\(method)", "error": "\(error)"])
+      if !isQuiet {
+        inventory.logger.warning("a call failed", metadata: ["method": "\(method)", "error": "\(error)"])
+      }
       throw ResponseError.invalidParams(systemText(error.errorNumber))
     }
   }
@@ -82,8 +93,12 @@ struct Methods: Sendable {
   func restore() throws(SoftDPUError) {
     try inventory.restoreKeys()
     let calls = try inventory.savedCalls()
+    let remotes = RemoteStart()
     inventory.withoutSaving {
-      for call in calls { restore(call) }
+      // Remote disks first, all at a time: what is near does not wait long for what is far.
+      for paths in Methods.remotePaths(calls) { begin(paths[...], remotes) }
+      remotes.wait(atMost: Methods.remoteTime)
+      for call in calls where call.method != Methods.attachMethod { restore(call) }
     }
     inventory.nvmf.open()
     inventory.removeOrphans()
@@ -91,6 +106,95 @@ struct Methods: Sendable {
     inventory.logger.info(
       "configuration restored",
       metadata: ["bdevs": "\(inventory.devices.count)", "controllers": "\(inventory.controllers.count)"])
+  }
+
+  private static let attachMethod = "bdev_nvme_attach_controller"
+  /// How long the start waits for remote disks, and how many seconds until what is missing is
+  /// tried again.
+  private static let remoteTime = DispatchTimeInterval.seconds(2)
+  private static let retryTime = 2
+  private static let longestRetryTime = 16
+
+  /// The calls that connect remote disks: for each of them its paths, in their order.
+  private static func remotePaths(_ calls: [ConfigurationCall]) -> [[ConfigurationCall]] {
+    Dictionary(grouping: calls.filter { $0.method == attachMethod }, by: \.subject).sorted { $0.key < $1.key }.map(
+      \.value)
+  }
+
+  /// Begins to connect a remote disk, path after path. One that does not answer in time goes on alone; what fails is
+  /// tried again.
+  private func begin(_ paths: ArraySlice<ConfigurationCall>, _ remotes: RemoteStart) {
+    guard let call = paths.first else { return }
+    remotes.begin()
+    handle(Request(id: .null, method: call.method, params: call.parameters)) { result in
+      if case .failure(let error) = result {
+        tell(call, error)
+        inventory.keep(unrestored: call)
+      }
+      begin(paths.dropFirst(), remotes)
+      remotes.end()
+    }
+  }
+
+  /// Tries again, now and then, to bring back what was missing at the start: a remote disk that was away, and what rests
+  /// on it. `run` has a body run between two requests.
+  func retryUnrestored(
+    after seconds: Int = Methods.retryTime, _ run: @escaping @Sendable (@escaping @Sendable () -> Void) -> Void
+  ) {
+    DispatchQueue.global().asyncAfter(deadline: .now() + .seconds(seconds)) { [inventory] in
+      guard !inventory.isClosed else { return }
+      run {
+        let missing = inventory.unrestored
+        retry(missing) {
+          // Less often where nothing has come back.
+          let isSame = inventory.unrestored == missing && !missing.isEmpty
+          let next = isSame ? min(2 * seconds, Methods.longestRetryTime) : Methods.retryTime
+          retryUnrestored(after: next, run)
+        }
+      }
+    }
+  }
+
+  /// One attempt for all that is missing, remote disks at a time, then the rest.
+  private func retry(_ calls: [ConfigurationCall], _ then: @escaping @Sendable () -> Void) {
+    let remotes = DispatchGroup()
+    for paths in Methods.remotePaths(calls) {
+      remotes.enter()
+      attempt(paths[...]) { remotes.leave() }
+    }
+    // What rests on a remote disk has its turn with the next attempt.
+    for call in calls where call.method != Methods.attachMethod { attempt(call) {} }
+    remotes.notify(queue: .global(), execute: then)
+  }
+
+  private func attempt(_ paths: ArraySlice<ConfigurationCall>, _ then: @escaping @Sendable () -> Void) {
+    guard let call = paths.first else { return then() }
+    attempt(call) { attempt(paths.dropFirst(), then) }
+  }
+
+  private func attempt(_ call: ConfigurationCall, _ then: @escaping @Sendable () -> Void) {
+    guard let method = Methods.table[call.method] else { return then() }
+    let name = call.subject
+    let reply: Reply = { [inventory] result in
+      if case .success = result {
+        inventory.logger.info("restored after all", metadata: ["method": "\(call.method)", "name": "\(name)"])
+      }
+      then()
+    }
+    // Its failures were told once, at the start.
+    var quiet = self
+    quiet.isQuiet = true
+    do {
+      try method(quiet, Request(id: .null, method: call.method, params: call.parameters), reply)
+    } catch {
+      then()
+    }
+  }
+
+  private func tell(_ call: ConfigurationCall, _ error: ResponseError) {
+    inventory.logger.error(
+      "a part of the configuration could not be restored; it is tried again",
+      metadata: ["method": "\(call.method)", "name": "\(call.subject)", "error": "\(error.message)"])
   }
 
   private func restore(_ call: ConfigurationCall) {
@@ -106,15 +210,20 @@ struct Methods: Sendable {
         usleep(50_000)
         continue
       }
-      inventory.logger.error(
-        "a part of the configuration could not be restored",
-        metadata: [
-          "method": "\(call.method)", "name": "\(call.subject)", "error": "\(error.message)",
-        ])
+      tell(call, error)
       inventory.keep(unrestored: call)
       return
     }
   }
+}
+
+/// Remote disks that are being connected while the process starts.
+private final class RemoteStart: Sendable {
+  private let group = DispatchGroup()
+
+  func begin() { group.enter() }
+  func end() { group.leave() }
+  func wait(atMost time: DispatchTimeInterval) { _ = group.wait(timeout: .now() + time) }
 }
 
 /// What a method answers, at once or in a moment.

@@ -15,6 +15,8 @@ struct ReactorCore {
   var timers = TimerQueue()
   var frames = unsafe FramePool()
   var buffers = unsafe BufferPool()
+  /// Connections that wait for buffers.
+  var waiters = unsafe MemoryWaiters()
   var slow = unsafe SlowTrace()
   /// Pieces of one call that sends.
   let vectors: UnsafeMutablePointer<iovec>
