@@ -121,6 +121,13 @@ let package = Package(
         systemPackage, yams,
       ]),
     room(
+      "Fleet",
+      [
+        "BareMetal", "DPU", "IaaS", "JSON", "Kubernetes", "Reconciler", "SoftHost", "Telemetry", logging, nioCore,
+        nioHTTP1,
+        nioPosix, nioSSL, subprocess,
+      ]),
+    room(
       "LocalCloud",
       ["JSON", "BMC", "CLinux", "IaaS", "Kubernetes", "Telemetry", logging, subprocess, systemPackage, yams]),
 
@@ -128,7 +135,8 @@ let package = Package(
     .executableTarget(
       name: "ycloud",
       dependencies: [
-        "BareMetal", "BMC", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "OPIBridge", "Reconciler",
+        "BareMetal", "BMC", "DPU", "Fleet", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "OPIBridge",
+        "Reconciler",
         "SoftDPU", "SoftHost", "Storage",
         "Telemetry", "WebServer", argumentParser, logging,
       ], swiftSettings: common),
@@ -150,6 +158,10 @@ let package = Package(
       name: "nvme-bench",
       dependencies: ["BenchmarkSupport", "CLinux", "JSON", "JSONRPC", "SoftDPU", argumentParser, logging],
       path: "Benchmarks/nvme-bench", swiftSettings: common),
+    .executableTarget(
+      name: "fleet-bench",
+      dependencies: ["IaaS", "JSON", "Kubernetes", "TestSupport", argumentParser, logging],
+      path: "Benchmarks/fleet-bench", swiftSettings: common),
     .executableTarget(
       name: "vhost-bench",
       dependencies: [
@@ -191,6 +203,7 @@ let package = Package(
       name: "Acceptance",
       dependencies: ["BMC", "JSON", "SoftHost", "TestBMC", "TestSupport", logging, subprocess, systemPackage],
       path: "Tests/Acceptance", swiftSettings: common),
+    tests("Fleet", ["BMC", "BareMetal", "DPU", "IaaS", "JSON", "Kubernetes", "Storage", "Telemetry", logging]),
     tests("bmctl", ["IaaS", "JSON", "Kubernetes", yams]),
     tests("LocalCloud", ["BMC", "JSON", "Kubernetes", logging]),
   ]

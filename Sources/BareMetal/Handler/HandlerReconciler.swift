@@ -1,8 +1,8 @@
-import DPU
+package import DPU
 import IaaS
 import JSON
 package import Kubernetes
-import Logging
+package import Logging
 package import Reconciler
 import Synchronization
 
@@ -13,11 +13,26 @@ package struct HandlerReconciler: Reconcile {
   let cluster: any HandlerCluster
   let dpu: any DPU
   let network: any NetworkPlugger
-  let seeds: SeedDisk
-  let guest: GuestWatcher
+  let seeds: any SeedStore
+  let guest: any GuestSight
   let volumesDirectory: String
   let logger: Logger
   let memory = Memory()
+
+  package init(
+    hostName: String, caches: HandlerCaches, cluster: any HandlerCluster, dpu: any DPU, network: any NetworkPlugger,
+    seeds: any SeedStore, guest: any GuestSight, volumesDirectory: String, logger: Logger
+  ) {
+    self.hostName = hostName
+    self.caches = caches
+    self.cluster = cluster
+    self.dpu = dpu
+    self.network = network
+    self.seeds = seeds
+    self.guest = guest
+    self.volumesDirectory = volumesDirectory
+    self.logger = logger
+  }
 
   /// What it remembers from one look to the next; nothing depends on it but how often and how loudly it tries.
   final class Memory: Sendable {
@@ -30,9 +45,7 @@ package struct HandlerReconciler: Reconcile {
     var failures: [HandlerFailure] = []
     var view = HandlerView(host: caches.hosts.get(name: hostName), volumesDirectory: volumesDirectory)
     view.seedDirectory = seeds.directory
-    view.attachments = caches.attachments.all().filter {
-      $0.host == hostName && $0.spec.attacher == Names.storageDriver
-    }
+    view.attachments = caches.attachments(onHost: hostName).filter { $0.spec.attacher == Names.storageDriver }
     let secret = caches.bootData.get(name: Names.bootData(host: hostName), namespace: Names.systemNamespace)
     if let secret {
       do { view.bootData = try BootData(secret) } catch { failures.append(HandlerFailure(step: nil, error: error)) }

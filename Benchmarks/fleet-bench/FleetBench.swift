@@ -1,0 +1,6 @@
+import ArgumentParser
+
+@main
+struct FleetBench: AsyncParsableCommand {
+  func run() async throws {}
+}
