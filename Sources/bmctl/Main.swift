@@ -22,7 +22,9 @@ struct Main: AsyncParsableCommand {
     groupedSubcommands: [
       CommandGroup(
         name: "Look",
-        subcommands: [GetCommand.self, DescribeCommand.self, TimelineCommand.self, WaitCommand.self]),
+        subcommands: [
+          GetCommand.self, DescribeCommand.self, TimelineCommand.self, TopCommand.self, WaitCommand.self,
+        ]),
       CommandGroup(
         name: "Operate",
         subcommands: [

@@ -4,6 +4,7 @@ import BareMetal
 import Kubernetes
 import Logging
 import Reconciler
+import SoftHost
 import Telemetry
 
 /// `ycloud bm-controller`: the life of machines, from the control plane's side.
@@ -24,6 +25,7 @@ struct BMControllerCommand: AsyncParsableCommand {
   var powerPoll = 30
   @Option(help: "BMCs that are talked to at the same time (1 to 4096).") var bmcWorkers = 128
   @Option(help: "Machines that are worked on at the same time (1 to 1024).") var machineWorkers = 16
+  @OptionGroup var requestRate: RequestRate
   @Flag(help: "Do not elect a leader: only one may run then.") var noLeaderElection = false
   @Option(
     help: ArgumentHelp(
@@ -43,8 +45,11 @@ struct BMControllerCommand: AsyncParsableCommand {
     LoggingSetup.bootstrap(level: logLevel)
     let logger = Logger(label: "bm-controller")
     let registry = MetricsRegistry()
+    // Each BMC is a connection.
+    FileLimit.raise()
     let client = try KubernetesClient(
-      configuration: ClientConfiguration.load(kubeconfigPath: kubeconfig), logger: logger, registry: registry)
+      configuration: requestRate.applied(to: ClientConfiguration.load(kubeconfigPath: kubeconfig)), logger: logger,
+      registry: registry)
     var configuration = BMController.Configuration()
     configuration.metricsAddress = metricsAddress
     configuration.shutdownGrace = .seconds(shutdownGrace)

@@ -88,6 +88,8 @@ package struct MachineReconciler: Reconcile {
   }
 
   private func writeStatus(_ status: BareMetalMachine.Status, of machine: BareMetalMachine) async throws {
+    // Most looks find nothing new, and comparing costs next to nothing.
+    guard status != machine.status else { return }
     let old = try MergePatch.json(machine.status)
     guard let patch = MergePatch.difference(from: old, to: try MergePatch.json(status)) else { return }
     do {

@@ -23,6 +23,8 @@ package final class PowerService: Reconcile {
     /// For how long readings of off in a row are a proof.
     package var freshness: Duration = .seconds(60)
     package var inventoryEvery: Duration = .seconds(3600)
+    /// How often the account of a BMC that answers is read again. It is read each time while the BMC does not.
+    package var accountEvery: Duration = .seconds(300)
     package var retryMaximum: Duration = .seconds(300)
     /// The same while something waits for the BMC.
     package var retryMaximumWanted: Duration = .seconds(20)
@@ -45,6 +47,9 @@ package final class PowerService: Reconcile {
     var tracker: PowerTracker
     /// As it was talked to last.
     var contact: Contact?
+    /// What the contact was made of, and when.
+    var contactSpec: BareMetalHost.BMC?
+    var contactAt: Duration?
     /// Why the BMC cannot be asked, and how often in a row it could not.
     var problem: String?
     var failures = 0
@@ -303,6 +308,15 @@ package final class PowerService: Reconcile {
     if let problem = credentialsProblem(host) {
       throw BareMetalError(.invalid, operation: operation, message: problem)
     }
+    // A secret for each reading of each server's power would be most of what a large fleet asks of the API server.
+    let now = now
+    let known = entries.withLock { entries -> Contact? in
+      guard let entry = entries[key], entry.problem == nil, entry.contactSpec == bmc, let at = entry.contactAt,
+        now - at < limits.accountEvery
+      else { return nil }
+      return entry.contact
+    }
+    if let known { return try makeBMC(known.address, known.credentials, known.trust) }
     let secret: Secret
     do {
       secret = try await readSecret(reference.name, reference.namespace)
@@ -331,6 +345,9 @@ package final class PowerService: Reconcile {
     let before = entries.withLock { entries in
       var entry = entries[key] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
       defer { entries[key] = entry }
+      entry.contactSpec = bmc
+      // Spread, so that a fleet that was enrolled in a minute is not read again in a minute.
+      entry.contactAt = now - limits.accountEvery * Double.random(in: 0...0.5)
       return swap(&entry.contact, contact)
     }
     if let before, before != contact { await releaseBMC(before.address) }

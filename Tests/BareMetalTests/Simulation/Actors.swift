@@ -22,6 +22,7 @@ final class SimulatedController {
 
   /// Watches deliver each kind at its own pace.
   func sync(all: Bool) {
+    guard !world.isAPIServerAway else { return }
     let fresh = world.state
     if all || world.random.chance(70) { cache.machines = fresh.machines }
     if all || world.random.chance(70) { cache.hostObjects = fresh.hostObjects }
@@ -74,7 +75,8 @@ final class SimulatedController {
     }
     take(box)
     guard
-      let old = try? MergePatch.json(machine.status), let new = try? MergePatch.json(plan.status),
+      plan.status != machine.status, let old = try? MergePatch.json(machine.status),
+      let new = try? MergePatch.json(plan.status),
       let patch = MergePatch.difference(from: old, to: new)
     else { return }
     try? await world.patchStatus(of: machine, patch)
@@ -114,7 +116,9 @@ final class SimulatedController {
       world.check()
     }
     take(box)
-    guard var old = try? MergePatch.json(host.status), var new = try? MergePatch.json(plan.status) else { return }
+    guard plan.status != host.status, var old = try? MergePatch.json(host.status),
+      var new = try? MergePatch.json(plan.status)
+    else { return }
     for member in ["dpu", "claim"] {
       old[member] = nil
       new[member] = nil
@@ -124,13 +128,24 @@ final class SimulatedController {
   }
 
   func tickPower(_ host: String) {
-    guard var server = world.servers[host], cache.hostObjects[host] != nil, !server.isUnreachable else { return }
+    guard var server = world.servers[host], cache.hostObjects[host] != nil, !server.isUnreachable, !server.isDead else {
+      return
+    }
     server.advance(to: world.time)
     let isLying = server.isOn && world.time < server.liesUntil
     let reading: PowerState = server.isOn && !isLying ? .on : .off
     var tracker = trackers[host] ?? PowerTracker()
     if case .command(let action, _) = tracker.observe(reading, at: world.time) {
       world.trace("power of \(host): commands \(action)")
+      // A command can be refused, and an answer can be lost although the command was carried out.
+      let fate = world.faultPercent > 0 ? Int.random(in: 0..<100, using: &world.random) : 100
+      if fate < world.faultPercent {
+        world.trace("power of \(host): the command failed")
+        tracker.failed(action, at: world.time, isTransient: true)
+        trackers[host] = tracker
+        world.servers[host] = server
+        return
+      }
       // The BMC takes a while, and some say off long before it is true.
       let delay = Duration.milliseconds(Int.random(in: 0...4000, using: &world.random))
       switch action {
@@ -141,6 +156,12 @@ final class SimulatedController {
       default:
         server.pending = (false, world.time + delay)
         if server.isOn, world.random.chance(50) { server.liesUntil = world.time + .seconds(5) }
+      }
+      if fate < 2 * world.faultPercent {
+        world.trace("power of \(host): the answer was lost")
+        tracker.failed(action, at: world.time, isTransient: true)
+      } else {
+        tracker.accepted()
       }
     }
     world.trace("power of \(host): reads \(reading), is \(server.isOn ? "on" : "off"), wanted \(tracker.wish)")
@@ -186,7 +207,8 @@ final class SimulatedHandler {
   }
 
   func reconcile(fresh: Bool, crashPercent: Int) async {
-    if fresh || world.random.chance(70) { cache = world.state }
+    if fresh || (!world.isAPIServerAway && world.random.chance(70)) { cache = world.state }
+    guard !(world.servers[name]?.isDead ?? false) else { return }
     var view = view()
     for step in HandlerPlan.steps(view) {
       if crashPercent > 0, world.random.chance(crashPercent) { return }
