@@ -158,9 +158,13 @@ let package = Package(
       name: "nvme-bench",
       dependencies: ["BenchmarkSupport", "CLinux", "JSON", "JSONRPC", "SoftDPU", argumentParser, logging],
       path: "Benchmarks/nvme-bench", swiftSettings: common),
+    // A control plane, the real controllers and a simulated fleet: for its measuring program and its tests.
+    .target(
+      name: "FleetCloud", dependencies: ["IaaS", "JSON", "Kubernetes", "TestSupport", logging],
+      path: "Benchmarks/FleetCloud", swiftSettings: common),
     .executableTarget(
       name: "fleet-bench",
-      dependencies: ["IaaS", "JSON", "Kubernetes", "TestSupport", argumentParser, logging],
+      dependencies: ["FleetCloud", "IaaS", "JSON", "Kubernetes", "TestSupport", argumentParser, logging],
       path: "Benchmarks/fleet-bench", swiftSettings: common),
     .executableTarget(
       name: "vhost-bench",
@@ -203,7 +207,7 @@ let package = Package(
       name: "Acceptance",
       dependencies: ["BMC", "JSON", "SoftHost", "TestBMC", "TestSupport", logging, subprocess, systemPackage],
       path: "Tests/Acceptance", swiftSettings: common),
-    tests("Fleet", ["BMC", "BareMetal", "DPU", "IaaS", "JSON", "Kubernetes", "Storage", "Telemetry", logging]),
+    tests("Fleet", ["BMC", "BareMetal", "FleetCloud", "IaaS", "Kubernetes", "SoftHost", "Telemetry", logging]),
     tests("bmctl", ["IaaS", "JSON", "Kubernetes", yams]),
     tests("LocalCloud", ["BMC", "JSON", "Kubernetes", logging]),
   ]

@@ -1,9 +1,10 @@
 import ArgumentParser
+import FleetCloud
 import Foundation
 import IaaS
+import JSON
 import Kubernetes
 import Logging
-import Synchronization
 import TestSupport
 
 /// A fleet of simulated hosts against a real control plane: what enrolment and starts take, and what the controllers
@@ -20,7 +21,7 @@ struct FleetBench: AsyncParsableCommand {
 
   func run() async throws {
     print("load \(try String(contentsOfFile: "/proc/loadavg", encoding: .utf8).prefix(14)); \(machines) machines")
-    let cloud = try await BenchCloud.start(ycloud: ycloud, repository: repository, logs: logs)
+    let cloud = try await FleetCloud.start(ycloud: ycloud, repository: repository, logs: logs)
     let plain = try await PlainClient(client: cloud.client).run(objects: machines, writesEach: plainWrites)
     row("plain client, \(machines * plainWrites) writes (s)", seconds(plain), "")
 
@@ -52,7 +53,7 @@ struct FleetBench: AsyncParsableCommand {
   }
 
   /// What the controllers cost while nothing changes.
-  private func idle(_ cloud: BenchCloud, _ what: String) async throws {
+  private func idle(_ cloud: FleetCloud, _ what: String) async throws {
     let cost = try await cloud.idle(for: 20)
     row("idle with \(what): bm-controller (% of a core)", fixed(cost.bmController, 2), "<= 2")
     row("idle with \(what): csi-controller (% of a core)", fixed(cost.csiController, 2), "")
@@ -73,12 +74,11 @@ struct FleetBench: AsyncParsableCommand {
 /// A client that only writes, as fast as the API server takes it: objects like ours, created and patched.
 struct PlainClient: Sendable {
   let client: KubernetesClient
-  static let workers = 16
 
   func run(objects: Int, writesEach: Int) async throws -> Double {
     _ = try? await client.create(Namespace(metadata: ObjectMeta(name: "plain")))
     let start = ContinuousClock.now
-    try await concurrently(objects, workers: Self.workers) { number in
+    try await concurrently(objects, workers: FleetCloud.workers) { number in
       let name = "plain-\(number)"
       _ = try await client.create(
         BareMetalMachine(
@@ -87,7 +87,7 @@ struct PlainClient: Sendable {
       for turn in 1..<writesEach {
         let conditions: [Condition] = ["Valid", "VolumesReady", "HostClaimed", "Attached", "Powered", "Ready"].map {
           Condition(
-            type: $0, status: .false, lastTransitionTime: .now(), reason: "Turn\(turn)", message: "turn \(turn)")
+            type: $0, status: .false, reason: "Turn\(turn)", message: "turn \(turn)", lastTransitionTime: .now())
         }
         _ = try await client.mergePatch(
           BareMetalMachine.self, name: name, namespace: "plain",
@@ -96,7 +96,7 @@ struct PlainClient: Sendable {
       }
     }
     let time = start.duration(to: .now) / .seconds(1)
-    try await concurrently(objects, workers: Self.workers) { number in
+    try await concurrently(objects, workers: FleetCloud.workers) { number in
       try await client.delete(BareMetalMachine.self, name: "plain-\(number)", namespace: "plain")
     }
     return time

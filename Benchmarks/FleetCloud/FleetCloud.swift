@@ -1,13 +1,15 @@
 import Foundation
-import IaaS
-import JSON
-import Kubernetes
+public import IaaS
+public import JSON
+public import Kubernetes
 import Logging
 import Synchronization
-import TestSupport
+public import TestSupport
 
 /// Runs `body` for each number, several at a time.
-func concurrently(_ count: Int, workers: Int, _ body: @escaping @Sendable (Int) async throws -> Void) async throws {
+public func concurrently(_ count: Int, workers: Int, _ body: @escaping @Sendable (Int) async throws -> Void)
+  async throws
+{
   try await withThrowingTaskGroup(of: Void.self) { group in
     for number in 0..<count {
       if number >= workers { try await group.next() }
@@ -17,35 +19,41 @@ func concurrently(_ count: Int, workers: Int, _ body: @escaping @Sendable (Int) 
   }
 }
 
-func json(_ value: some Encodable) throws -> JSONValue { try JSONValue.parse(Array(try JSONEncoder().encode(value))) }
+/// A typed value as JSON.
+public func json(_ value: some Encodable) throws -> JSONValue {
+  try JSONValue.parse(Array(try JSONEncoder().encode(value)))
+}
 
 /// Writes by verb and resource, as the API server counts them.
-struct Writes: Sendable {
-  var counts: [String: Int]
-  var total: Int { counts.values.reduce(0, +) }
+public struct Writes: Sendable {
+  /// By verb, resource and status code.
+  public var counts: [String: Int]
+  public var total: Int { counts.values.reduce(0, +) }
 
-  func subtracting(_ other: Writes) -> Writes {
+  public func subtracting(_ other: Writes) -> Writes {
     Writes(
       counts: counts.map { ($0, $1 - (other.counts[$0] ?? 0)) }.filter { $0.1 > 0 }.reduce(into: [:]) {
         $0[$1.0] = $1.1
       })
   }
 
-  var largest: [(String, Int)] { counts.sorted { ($0.value, $1.key) > ($1.value, $0.key) }.map { ($0.key, $0.value) } }
+  public var largest: [(String, Int)] {
+    counts.sorted { ($0.value, $1.key) > ($1.value, $0.key) }.map { ($0.key, $0.value) }
+  }
 }
 
 /// A control plane with the real controllers and a simulated fleet, each a process of its own.
-final class BenchCloud: Sendable {
-  let plane: TestControlPlane
-  let client: KubernetesClient
+public final class FleetCloud: Sendable {
+  public let plane: TestControlPlane
+  public let client: KubernetesClient
   private let ycloud: String
   private let pool: ReflinkFileSystem
   private let logs: String?
   private let processes = Mutex<[String: ChildProcess]>([:])
-  private let hosts: ObjectCache<BareMetalHost>
-  private let machines: ObjectCache<BareMetalMachine>
+  public let hosts: ObjectCache<BareMetalHost>
+  public let machines: ObjectCache<BareMetalMachine>
   private let caches: Task<Void, Never>
-  static let storageClass = "ycloud"
+  public static let storageClass = "ycloud"
 
   private init(plane: TestControlPlane, ycloud: String, logs: String?) async throws {
     self.plane = plane
@@ -70,7 +78,7 @@ final class BenchCloud: Sendable {
     }
   }
 
-  static func start(ycloud: String, repository: String, logs: String?) async throws -> BenchCloud {
+  public static func start(ycloud: String, repository: String, logs: String?) async throws -> FleetCloud {
     let plane = try await TestControlPlane.start(
       controllers: ["persistentvolume-binder", "pvc-protection", "pv-protection", "garbagecollector"],
       claimBinderSync: "15s")
@@ -78,7 +86,7 @@ final class BenchCloud: Sendable {
     try await plane.kubectl("create", "namespace", "ycloud-system")
     try await plane.kubectl("apply", "-f", "\(repository)/deploy/storage-class.yaml")
     try await plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-    return try await BenchCloud(plane: plane, ycloud: ycloud, logs: logs)
+    return try await FleetCloud(plane: plane, ycloud: ycloud, logs: logs)
   }
 
   private func start(_ name: String, _ arguments: [String]) throws {
@@ -96,14 +104,17 @@ final class BenchCloud: Sendable {
 
   private func output(_ name: String) -> String { processes.withLock { $0[name] }?.output ?? "" }
 
-  func startControllers() throws {
+  public func startControllers() throws {
     try start("bm-controller", ["bm-controller", "--log-level", "warning"])
     try start(
       "csi-controller", ["csi-controller", "--pool", pool.path, "--log-level", "warning", "--overcommit-ratio", "1000"])
   }
 
-  /// Returns the seconds from the first registration until all are available.
-  func enrol(hosts count: Int) async throws -> Double {
+  /// Requests at the same time of a client that makes many objects.
+  public static let workers = 16
+
+  /// Starts a simulated fleet and returns the seconds from the first registration until all hosts are available.
+  public func enrol(hosts count: Int, arguments: [String] = []) async throws -> Double {
     try await hosts.waitUntilSynced()
     let begun = Mutex<ContinuousClock.Instant?>(nil)
     hosts.onChange { _ in begun.withLock { if $0 == nil { $0 = .now } } }
@@ -112,7 +123,7 @@ final class BenchCloud: Sendable {
       [
         "simulate", "--hosts", "\(count)", "--pool", pool.path, "--bmc-delay", "0.01,0.02,0.2", "--dpu-delay",
         "0.002,0.005,0.02", "--power-on-delay", "0.05,0.1,0.2", "--guest-delay", "0.1,0.2,0.3",
-      ])
+      ] + arguments)
     try await wait("all hosts are available", minutes: 10) {
       self.hosts.count == count && self.hosts.unordered().allSatisfy { $0.status?.phase == .available }
     }
@@ -120,7 +131,7 @@ final class BenchCloud: Sendable {
   }
 
   /// More hosts, whose BMCs never answer.
-  func startStuckHosts(_ count: Int) throws {
+  public func startStuckHosts(_ count: Int) throws {
     try start(
       "stuck", ["simulate", "--hosts", "\(count)", "--prefix", "stuck", "--faults", "stuck=\(count)"])
   }
@@ -160,9 +171,9 @@ final class BenchCloud: Sendable {
     return numbers.allSatisfy { machines.get(name: "m-\($0)", namespace: "default")?.status?.phase == .running }
   }
 
-  func startMachines(_ numbers: Range<Int>) async throws -> Double {
+  public func startMachines(_ numbers: Range<Int>) async throws -> Double {
     let start = ContinuousClock.now
-    try await concurrently(numbers.count, workers: PlainClient.workers) {
+    try await concurrently(numbers.count, workers: Self.workers) {
       try await self.apply(numbers.lowerBound + $0)
     }
     try await wait("all machines run", minutes: 10) { self.areRunning(numbers) }
@@ -170,7 +181,7 @@ final class BenchCloud: Sendable {
   }
 
   /// The own share of starts one after the other, of which 95 % are not longer.
-  func singles(_ count: Int, from first: Int) async throws -> Double {
+  public func singles(_ count: Int, from first: Int) async throws -> Double {
     var own: [Double] = []
     for number in first..<(first + count) {
       try await apply(number)
@@ -184,17 +195,17 @@ final class BenchCloud: Sendable {
     return own.sorted()[max(0, Int((0.95 * Double(own.count)).rounded(.up)) - 1)]
   }
 
-  func deleteMachines() async throws -> Double {
+  public func deleteMachines() async throws -> Double {
     let names = machines.unordered().map(\.key.name)
     let start = ContinuousClock.now
-    try await concurrently(names.count, workers: PlainClient.workers) {
+    try await concurrently(names.count, workers: Self.workers) {
       try await self.client.delete(BareMetalMachine.self, name: names[$0], namespace: "default")
     }
     try await wait("all machines are gone", minutes: 10) { self.machines.count == 0 }
     return start.duration(to: .now) / .seconds(1)
   }
 
-  func writes() async throws -> Writes {
+  public func writes() async throws -> Writes {
     var counts: [String: Int] = [:]
     for line in try await plane.kubectl("get", "--raw", "/metrics").split(separator: "\n")
     where line.hasPrefix("apiserver_request_total{") {
@@ -214,15 +225,16 @@ final class BenchCloud: Sendable {
     return Writes(counts: counts)
   }
 
-  struct Cost: Sendable {
-    var bmController: Double
-    var csiController: Double
+  public struct Cost: Sendable {
+    /// Percent of a core.
+    public var bmController: Double
+    public var csiController: Double
     /// MiB, proportional set size.
-    var memory: Double
-    var writes: Int
+    public var memory: Double
+    public var writes: Int
   }
 
-  func idle(for seconds: Double) async throws -> Cost {
+  public func idle(for seconds: Double) async throws -> Cost {
     // What was under way comes to rest first.
     try await Task.sleep(for: .seconds(20))
     let before = (try await writes().total, try ticks("bm-controller"), try ticks("csi-controller"))
@@ -248,7 +260,7 @@ final class BenchCloud: Sendable {
     return 0
   }
 
-  func stop() async throws {
+  public func stop() async throws {
     for name in ["stuck", "simulate"] {
       guard let child = processes.withLock({ $0[name] }) else { continue }
       child.signal(SIGTERM)
