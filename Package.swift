@@ -207,7 +207,7 @@ let package = Package(
       name: "Acceptance",
       dependencies: ["BMC", "JSON", "SoftHost", "TestBMC", "TestSupport", logging, subprocess, systemPackage],
       path: "Tests/Acceptance", swiftSettings: common),
-    tests("Fleet", ["BMC", "BareMetal", "FleetCloud", "IaaS", "Kubernetes", "SoftHost", "Telemetry", logging]),
+    tests("Fleet", ["BMC", "BareMetal", "DPU", "FleetCloud", "IaaS", "Kubernetes", "SoftHost", "Telemetry", logging]),
     tests("bmctl", ["IaaS", "JSON", "Kubernetes", yams]),
     tests("LocalCloud", ["BMC", "JSON", "Kubernetes", logging]),
   ]

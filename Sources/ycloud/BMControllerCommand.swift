@@ -21,7 +21,10 @@ struct BMControllerCommand: AsyncParsableCommand {
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
   @Option(help: "Seconds that an operating system gets to shut down before its power is cut (0 to 3600).")
   var shutdownGrace = 30
-  @Option(help: "Seconds between readings of the power of servers about which nothing is wished (1 to 3600).")
+  @Option(
+    help: ArgumentHelp(
+      "Seconds between readings of the power of servers about which nothing is wished (1 to 3600). With more than ten "
+        + "servers for each of these seconds they are read less often."))
   var powerPoll = 30
   @Option(help: "BMCs that are talked to at the same time (1 to 4096).") var bmcWorkers = 128
   @Option(help: "Machines that are worked on at the same time (1 to 1024).") var machineWorkers = 16

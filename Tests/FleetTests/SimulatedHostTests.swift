@@ -1,4 +1,5 @@
 import BMC
+import DPU
 import BareMetal
 import Fleet
 import Logging

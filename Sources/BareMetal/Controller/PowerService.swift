@@ -20,6 +20,8 @@ package final class PowerService: Reconcile {
     package var tracker = PowerTracker.Limits()
     /// How often a server is looked at about which nothing is wished.
     package var poll: Duration = .seconds(30)
+    /// How many such readings there are each second, at most: in a large fleet each server is looked at less often.
+    package var pollsPerSecond = 10.0
     /// For how long readings of off in a row are a proof.
     package var freshness: Duration = .seconds(60)
     package var inventoryEvery: Duration = .seconds(3600)
@@ -132,11 +134,13 @@ package final class PowerService: Reconcile {
     let now = now
     return entries.withLock { entries in
       guard let entry = entries[host] else { return PowerView() }
-      return view(entry, now)
+      return view(entry, now, freshness: limits.freshness)
     }
   }
 
-  private func view(_ entry: Entry, _ now: Duration) -> PowerView {
+  /// - Parameter freshness: For how long readings of off are a proof; nil for ever.
+  private func view(_ entry: Entry, _ now: Duration, freshness: Duration? = nil) -> PowerView {
+    let freshness = freshness ?? .seconds(1 << 40)
     let wantsOn = entry.tracker.wish == .on
     guard entry.answered else { return PowerView(wantsOn: wantsOn, problem: entry.problem) }
     // What was read once is not known any more when the BMC has been silent for a while.
@@ -145,8 +149,8 @@ package final class PowerService: Reconcile {
     let commandProblem = entry.tracker.wish == .observe ? nil : entry.commandProblem
     return PowerView(
       power: isKnown ? BareMetalHost.Power(entry.tracker.power) : .unknown,
-      confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: limits.freshness),
-      fencedOff: isKnown && entry.tracker.isFencedOff(at: now, freshness: limits.freshness),
+      confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: freshness),
+      fencedOff: isKnown && entry.tracker.isFencedOff(at: now, freshness: freshness),
       wantsOn: wantsOn, problem: entry.problem ?? commandProblem,
       refusesCommand: entry.problem == nil && commandProblem != nil)
   }
@@ -212,8 +216,13 @@ package final class PowerService: Reconcile {
       return after
     case .settled:
       try await readInventory(name, bmc)
-      return limits.poll * Double.random(in: 0.9...1.1)
+      return pollInterval * Double.random(in: 0.9...1.1)
     }
+  }
+
+  private var pollInterval: Duration {
+    let hosts = entries.withLock { $0.count }
+    return max(limits.poll, .seconds(Double(hosts) / limits.pollsPerSecond))
   }
 
   private func readInventory(_ name: String, _ bmc: any BMC) async throws {
@@ -237,10 +246,13 @@ package final class PowerService: Reconcile {
     let now = now
     let (result, isNew) = entries.withLock { entries -> (R, Bool) in
       var entry = entries[name] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
-      let before = (view(entry, now), entry.answered, entry.hardware)
+      // Where nothing is wished, nobody waits for a proof, and that an old one is fresh again is no news.
+      let isWished = entry.tracker.wish != .observe
+      let freshness = isWished ? limits.freshness : nil
+      let before = (view(entry, now, freshness: freshness), entry.answered, entry.hardware)
       let result = body(&entry, now)
       entries[name] = entry
-      let after = (view(entry, now), entry.answered, entry.hardware)
+      let after = (view(entry, now, freshness: freshness), entry.answered, entry.hardware)
       return (result, before != after)
     }
     if isNew { changed(name) }

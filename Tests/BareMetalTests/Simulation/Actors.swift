@@ -11,6 +11,7 @@ final class SimulatedController {
   let world: World
   var cache = Snapshot()
   var trackers: [String: PowerTracker] = [:]
+  private var pace = StatusPace()
   /// Whether it may die in the middle of a plan.
   var crashPercent = 0
   private var quiet: Logger
@@ -54,7 +55,7 @@ final class SimulatedController {
     guard let uid = machine.metadata.uid else { return }
     func view() -> MachineView {
       MachineView(
-        of: machine, in: cache, power: { self.power($0) }, userData: .text("#cloud-config\n"),
+        of: pace.completed(machine), in: cache, power: { self.power($0) }, userData: .text("#cloud-config\n"),
         shutdownGrace: .seconds(2), now: world.now)
     }
     var plan = plan(view())
@@ -75,7 +76,8 @@ final class SimulatedController {
     }
     take(box)
     guard
-      plan.status != machine.status, let old = try? MergePatch.json(machine.status),
+      pace.consider(key, uid: uid, old: machine.status, new: plan.status, at: world.time) == .write,
+      let old = try? MergePatch.json(machine.status),
       let new = try? MergePatch.json(plan.status),
       let patch = MergePatch.difference(from: old, to: new)
     else { return }
