@@ -1,6 +1,12 @@
 package import JSON
 import Kubernetes
 
+#if canImport(FoundationEssentials)
+  import FoundationEssentials
+#else
+  import Foundation
+#endif
+
 /// A fleet at a glance: what `bmctl top` shows, made of the objects as the API server has them.
 package struct FleetSummary: Sendable, Hashable {
   package struct Share: Sendable, Hashable {
