@@ -205,6 +205,11 @@ public final class FleetCloud: Sendable {
     return start.duration(to: .now) / .seconds(1)
   }
 
+  /// Signs of life, questions, and what the API server writes about itself.
+  private static let uncounted: Set<Substring> = [
+    "leases", "subjectaccessreviews", "tokenreviews", "endpoints", "endpointslices",
+  ]
+
   public func writes() async throws -> Writes {
     var counts: [String: Int] = [:]
     for line in try await plane.kubectl("get", "--raw", "/metrics").split(separator: "\n")
@@ -216,7 +221,7 @@ public final class FleetCloud: Sendable {
       let verb = label("verb")
       let resource = label("resource")
       guard ["POST", "PUT", "PATCH", "DELETE", "APPLY"].contains(verb),
-        !["leases", "subjectaccessreviews", "tokenreviews"].contains(resource),
+        !Self.uncounted.contains(resource),
         let count = line.split(separator: " ").last.flatMap({ Double($0) })
       else { continue }
       let sub = label("subresource")
