@@ -10,8 +10,22 @@ struct FleetHeartbeats: Sendable {
 
   static func leaseName(_ host: String) -> String { HandlerLiveness.leaseName(host: host) }
 
+  /// Requests at the same time: a slow API server must not make handlers look dead that would each wait for it alone.
+  private static let workers = 16
+
   func run() async throws {
-    guard !hosts.isEmpty else { return try await Task.sleep(for: .seconds(1 << 30)) }
+    try await withThrowingTaskGroup(of: Void.self) { group in
+      for worker in 0..<Self.workers {
+        let share = stride(from: worker, to: hosts.count, by: Self.workers).map { hosts[$0] }
+        group.addTask { try await renew(share) }
+      }
+      try await group.waitForAll()
+    }
+    try await Gate().wait()
+  }
+
+  private func renew(_ hosts: [SimulatedHost]) async throws {
+    guard !hosts.isEmpty else { return }
     let step = HandlerLiveness.renewEvery / hosts.count
     var due = ContinuousClock.now
     while true {

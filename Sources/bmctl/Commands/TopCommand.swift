@@ -80,7 +80,7 @@ struct TopCommand: AsyncParsableCommand {
 
   private func show(_ summary: FleetSummary, server: String, isTerminal: Bool, isFirst: Bool) {
     let picture = FleetPicture(
-      style: .standardOutput(), width: isTerminal ? Output.columns() : 120, rows: isTerminal ? Output.rows() - 1 : .max)
+      style: .standardOutput(), width: isTerminal ? Output.columns() : 120, rows: isTerminal ? Output.rows() - 1 : 60)
     let lines = picture.lines(summary, title: "\(server)   \(Timestamp.now())")
     if isTerminal {
       // Home, each line to its end, nothing below.
