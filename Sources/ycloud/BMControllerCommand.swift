@@ -45,7 +45,6 @@ struct BMControllerCommand: AsyncParsableCommand {
   }
 
   func run() async throws {
-    keepMemorySmall()
     LoggingSetup.bootstrap(level: logLevel)
     let logger = Logger(label: "bm-controller")
     let registry = MetricsRegistry()

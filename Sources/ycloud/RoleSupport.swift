@@ -44,16 +44,6 @@ func untilTerminated(_ body: @escaping @Sendable () async throws -> Void) async 
   }
 }
 
-/// Keeps the memory that the allocator holds near to what is in use, for roles with many objects and little to compute.
-///
-/// glibc gives each thread a heap of its own, up to eight for each processor, and what one of them has freed serves no
-/// other: a controller with a thousand hosts held twice what it used.
-func keepMemorySmall() {
-  #if canImport(Glibc)
-    mallopt(M_ARENA_MAX, 2)
-  #endif
-}
-
 /// A `HOST:PORT` given as a flag; an IPv6 host stands in brackets.
 struct HostAndPort: Sendable, Hashable {
   let host: String
