@@ -72,7 +72,7 @@ struct FleetPictureTests {
       if !colors {
         #expect(lines.allSatisfy { TextWidth.columns($0) <= max(width, 60) }, "\(lines.map { TextWidth.columns($0) })")
         #expect(lines.allSatisfy { !$0.contains("\u{1B}") })
-        #expect(lines.contains { $0.hasPrefix("machines 100") && $0.hasSuffix("SSs") })
+        #expect(lines.contains { $0.hasPrefix("machines 100") && $0.hasSuffix("RSs") })
       }
       #expect(lines.contains { $0.contains("t/slow") && $0.contains("20m") })
     }
