@@ -137,6 +137,13 @@ let package = Package(
         nioSSL, nioWebSocket, swiftASN1, x509,
       ]),
     room(
+      "Fleet",
+      [
+        "BareMetal", "DPU", "IaaS", "JSON", "Kubernetes", "Reconciler", "SoftHost", "Telemetry", logging, nioCore,
+        nioHTTP1,
+        nioPosix, nioSSL, subprocess,
+      ]),
+    room(
       "LocalCloud",
       ["Files", "JSON", "BMC", "CLinux", "IaaS", "Kubernetes", "Telemetry", logging, subprocess, systemPackage, yams]),
 
@@ -144,7 +151,7 @@ let package = Package(
     .executableTarget(
       name: "ycloud",
       dependencies: [
-        "BareMetal", "BMC", "CLinux", "DPU", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "MachineAPI",
+        "BareMetal", "BMC", "CLinux", "DPU", "Fleet", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "MachineAPI",
         "OPIBridge", "Reconciler", "SoftDPU", "SoftHost", "Storage", "Telemetry", "WebServer", argumentParser, logging,
       ], swiftSettings: common),
     .executableTarget(
@@ -165,6 +172,14 @@ let package = Package(
       name: "nvme-bench",
       dependencies: ["BenchmarkSupport", "CLinux", "JSON", "JSONRPC", "SoftDPU", argumentParser, logging],
       path: "Benchmarks/nvme-bench", swiftSettings: common),
+    // A control plane, the real controllers and a simulated fleet: for its measuring program and its tests.
+    .target(
+      name: "FleetCloud", dependencies: ["IaaS", "JSON", "Kubernetes", "TestSupport", logging],
+      path: "Benchmarks/FleetCloud", swiftSettings: common),
+    .executableTarget(
+      name: "fleet-bench",
+      dependencies: ["FleetCloud", "IaaS", "JSON", "Kubernetes", "TestSupport", argumentParser, logging],
+      path: "Benchmarks/fleet-bench", swiftSettings: common),
     .executableTarget(
       name: "vhost-bench",
       dependencies: [
@@ -212,6 +227,7 @@ let package = Package(
       name: "Acceptance",
       dependencies: ["BMC", "JSON", "SoftHost", "TestBMC", "TestSupport", logging, subprocess, systemPackage],
       path: "Tests/Acceptance", swiftSettings: common),
+    tests("Fleet", ["BMC", "BareMetal", "DPU", "FleetCloud", "IaaS", "Kubernetes", "SoftHost", "Telemetry", logging]),
     tests("bmctl", ["IaaS", "JSON", "Kubernetes", yams]),
     tests("LocalCloud", ["BMC", "JSON", "Kubernetes", logging]),
   ]

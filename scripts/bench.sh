@@ -25,6 +25,9 @@ python3 Benchmarks/nbd.py "$ycloud"
 .build/release/nvme-bench scale --ycloud "$ycloud"
 python3 Benchmarks/clone.py "$ycloud"
 
+# The control plane with a thousand simulated hosts and machines.
+.build/release/fleet-bench --ycloud "$ycloud" --repository .
+
 "$ycloud" up --dir "$cloud" --name ycb0 --subnet 192.168.95.1/24 --hosts 2 --host-memory 1024 >"$cloud.up.log" 2>&1 ||
   { cat "$cloud.up.log"; exit 1; }
 rm -f "$cloud.up.log"

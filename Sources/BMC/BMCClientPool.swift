@@ -30,7 +30,9 @@ public final class BMCClientPool: Sendable {
     configuration.redirectConfiguration = .disallow
     configuration.timeout.connect = .nanoseconds(limits.connect.nanoseconds)
     configuration.connectionPool.retryConnectionEstablishment = false
-    configuration.connectionPool.idleTimeout = .seconds(15)
+    // Long enough for what belongs together; a thousand connections that are open for nothing are memory, here and in
+    // the BMCs.
+    configuration.connectionPool.idleTimeout = .seconds(5)
     configuration.httpVersion = .http1Only
     http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
   }

@@ -90,6 +90,9 @@ public final class CounterFamily: MetricFamily {
     series.withLock { $0.values[labelValues] ?? 0 }
   }
 
+  /// The sum over all series.
+  public var total: Double { series.withLock { $0.values.values.reduce(0, +) } }
+
   func render(to text: inout String) {
     head.renderHead(kind: "counter", to: &text)
     for (labels, value) in series.withLock({ $0.sorted }) {

@@ -24,7 +24,7 @@ struct Main: AsyncParsableCommand {
         name: "Look",
         subcommands: [
           GetCommand.self, DescribeCommand.self, TreeCommand.self, EventsCommand.self, PlanCommand.self,
-          TimelineCommand.self, WaitCommand.self,
+          TimelineCommand.self, TopCommand.self, WaitCommand.self,
         ]),
       CommandGroup(
         name: "Operate",

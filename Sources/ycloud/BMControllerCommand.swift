@@ -4,6 +4,7 @@ import BareMetal
 import Kubernetes
 import Logging
 import Reconciler
+import SoftHost
 import Telemetry
 
 /// `ycloud bm-controller`: the life of machines, from the control plane's side.
@@ -20,7 +21,10 @@ struct BMControllerCommand: AsyncParsableCommand {
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
   @Option(help: "Seconds that an operating system gets to shut down before its power is cut (0 to 3600).")
   var shutdownGrace = 30
-  @Option(help: "Seconds between readings of the power of servers about which nothing is wished (1 to 3600).")
+  @Option(
+    help: ArgumentHelp(
+      "Seconds between readings of the power of servers about which nothing is wished (1 to 3600). With more than ten "
+        + "servers for each of these seconds they are read less often."))
   var powerPoll = 30
   @Option(help: "BMCs that are talked to at the same time (1 to 4096).") var bmcWorkers = 128
   @Option(help: "Machines that are worked on at the same time (1 to 1024).") var machineWorkers = 16
@@ -30,6 +34,7 @@ struct BMControllerCommand: AsyncParsableCommand {
       "Drained hosts keep their machines while more than this share of the hosts, in percent, is not ready (1 to 100).",
       valueName: "percent"))
   var evacuationTrouble = 25
+  @OptionGroup var requestRate: RequestRate
   @Flag(help: "Do not elect a leader: only one may run then.") var noLeaderElection = false
   @Option(
     help: ArgumentHelp(
@@ -51,8 +56,11 @@ struct BMControllerCommand: AsyncParsableCommand {
     LoggingSetup.bootstrap(level: logLevel)
     let logger = Logger(label: "bm-controller")
     let registry = MetricsRegistry()
+    // Each BMC is a connection.
+    FileLimit.raise()
     let client = try KubernetesClient(
-      configuration: ClientConfiguration.load(kubeconfigPath: kubeconfig), logger: logger, registry: registry)
+      configuration: requestRate.applied(to: ClientConfiguration.load(kubeconfigPath: kubeconfig)), logger: logger,
+      registry: registry)
     var configuration = BMController.Configuration()
     configuration.metricsAddress = metricsAddress
     configuration.shutdownGrace = .seconds(shutdownGrace)

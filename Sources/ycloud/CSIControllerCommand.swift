@@ -34,6 +34,7 @@ struct CSIControllerCommand: AsyncParsableCommand {
       "Snapshots (snapshot.storage.k8s.io/v1): all, or contents where the cluster has a snapshot-controller, or none.",
       valueName: "role"))
   var snapshots = SnapshotRole.all
+  @OptionGroup var requestRate: RequestRate
   @Option(help: "The namespace of the lease and of the ConfigMap 'upload'.") var namespace = "ycloud-system"
   @Flag(inversion: .prefixedNo, help: "Take part in the election of a leader.") var leaderElection = true
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
@@ -64,7 +65,8 @@ struct CSIControllerCommand: AsyncParsableCommand {
     settings.metricsAddress = metricsAddress
     let controller = CSIController(
       settings: settings, registry: MetricsRegistry(), logger: Logger(label: "csi-controller"))
-    try await controller.run(try ClientConfiguration.load(kubeconfigPath: kubeconfig, context: context))
+    try await controller.run(
+      requestRate.applied(to: try ClientConfiguration.load(kubeconfigPath: kubeconfig, context: context)))
   }
 
   private func uploadSettings() throws -> CSIController.UploadSettings? {

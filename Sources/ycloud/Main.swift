@@ -11,6 +11,6 @@ struct Main: AsyncParsableCommand {
       BMHandlerCommand.self,
       CSIControllerCommand.self,
       OPIBridgeCommand.self, SoftDPUCommand.self,
-      SoftHostCommand.self,
+      SoftHostCommand.self, SimulateCommand.self,
     ])
 }

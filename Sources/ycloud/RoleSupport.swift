@@ -1,5 +1,6 @@
 public import ArgumentParser
 import Dispatch
+import Kubernetes
 public import Logging
 
 #if canImport(Glibc)
@@ -57,6 +58,27 @@ struct HostAndPort: Sendable, Hashable {
     guard !host.isEmpty else { throw ValidationError("\(flag) has no host.") }
     self.host = String(host)
     self.port = port
+  }
+}
+
+/// How fast a controller may ask the API server.
+///
+/// An API server protects itself from its clients (priority and fairness, on by default since 1.20); the limit here is
+/// against a controller that runs wild, and lets a thousand machines start at the API server's own pace.
+struct RequestRate: ParsableArguments {
+  @Option(help: "Requests to the API server a second, at most (1 to 100000).") var kubeQps = 2000.0
+  @Option(help: "Requests to the API server at once after a pause, at most (1 to 100000).") var kubeBurst = 4000
+
+  func validate() throws {
+    guard (1...100_000).contains(kubeQps) else { throw ValidationError("--kube-qps must be 1 to 100000.") }
+    guard (1...100_000).contains(kubeBurst) else { throw ValidationError("--kube-burst must be 1 to 100000.") }
+  }
+
+  func applied(to configuration: ClientConfiguration) -> ClientConfiguration {
+    var configuration = configuration
+    configuration.queriesPerSecond = kubeQps
+    configuration.burst = kubeBurst
+    return configuration
   }
 }
 

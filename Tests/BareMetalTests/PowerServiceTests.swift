@@ -72,8 +72,10 @@ struct PowerServiceTests {
   let bmc = PaperBMC()
   let log = Log()
 
-  func service(_ limits: PowerService.Limits = .init()) -> PowerService {
+  func service(_ limits: PowerService.Limits = .init(), accountEvery: Duration = .zero) -> PowerService {
     let (bmc, log) = (bmc, log)
+    var limits = limits
+    limits.accountEvery = accountEvery
     return PowerService(
       findHost: { name in
         guard !log.hostIsGone.withLock({ $0 }) else { return nil }
@@ -197,6 +199,22 @@ struct PowerServiceTests {
     #expect(log.woken.withLock { $0 } == ["g", "h"], "they are looked at anew")
     for _ in 0..<8 { _ = try await service.attend(to: "g") }
     #expect(bmc.commands == [.forceOff], "the old wish is not carried out")
+  }
+
+  @Test("The account of a BMC that answers is not read at each look, and at once when the BMC does not")
+  func accountIsKept() async throws {
+    let service = service(accountEvery: .seconds(3600))
+    for _ in 0..<5 { _ = try await service.attend(to: "h") }
+    #expect(log.secretsRead.withLock { $0 } == 1)
+    bmc.state.withLock { $0.readError = BMCError(.unauthorized, operation: "read power", message: "refused") }
+    _ = try await service.attend(to: "h")
+    #expect(log.secretsRead.withLock { $0 } == 1, "what was known was tried")
+    bmc.state.withLock { $0.readError = nil }
+    _ = try await service.attend(to: "h")
+    #expect(log.secretsRead.withLock { $0 } == 2, "after a refusal the account is looked at first")
+    _ = try await service.attend(to: "h")
+    #expect(log.secretsRead.withLock { $0 } == 2)
+    #expect(service.view("h").problem == nil)
   }
 
   @Test("Trouble with the API server is none of the BMC's")

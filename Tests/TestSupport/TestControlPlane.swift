@@ -35,13 +35,18 @@ public final class TestControlPlane: Sendable {
   private let ports: Ports
   private let binaries: String
   private let controllers: [String]
+  private let claimBinderSync: String
   private let processes = Mutex(Processes())
 
   /// Starts a control plane and waits until it is ready.
-  /// - Parameter controllers: Names of kube-controller-manager's controllers, such as `persistentvolume-binder`; none
-  ///   of them, and no controller manager, where it is empty.
-  public static func start(controllers: [String] = []) async throws -> TestControlPlane {
-    let plane = try await TestControlPlane(controllers: controllers)
+  /// - Parameters:
+  ///   - controllers: Names of kube-controller-manager's controllers, such as `persistentvolume-binder`; none of them,
+  ///     and no controller manager, where it is empty.
+  ///   - claimBinderSync: How often the volume binder looks at all claims; its own default is `15s`.
+  public static func start(controllers: [String] = [], claimBinderSync: String = "1s") async throws
+    -> TestControlPlane
+  {
+    let plane = try await TestControlPlane(controllers: controllers, claimBinderSync: claimBinderSync)
     try plane.startEtcd()
     try plane.launchAPIServer()
     try await plane.waitUntilReady()
@@ -52,7 +57,8 @@ public final class TestControlPlane: Sendable {
   /// A control plane that all tests of this process share; started by the first one who asks.
   public static func shared() async throws -> TestControlPlane { try await SharedControlPlane.instance.get() }
 
-  private init(controllers: [String]) async throws {
+  private init(controllers: [String], claimBinderSync: String = "1s") async throws {
+    self.claimBinderSync = claimBinderSync
     directory = try TemporaryDirectory()
     binaries = try Self.findBinaries()
     self.controllers = controllers
@@ -266,10 +272,11 @@ public final class TestControlPlane: Sendable {
       "\(binaries)/kube-controller-manager",
       [
         "--kubeconfig=\(kubeconfig)", "--controllers=\(controllers.joined(separator: ","))",
-        "--use-service-account-credentials=false", "--leader-elect=false", "--pvclaimbinder-sync-period=1s",
+        "--use-service-account-credentials=false", "--leader-elect=false",
+        "--pvclaimbinder-sync-period=\(claimBinderSync)",
         "--bind-address=127.0.0.1", "--secure-port=\(ports.controllerManager)", "--port=0",
         "--cert-dir=\(directory.path)", "--service-account-private-key-file=\(directory.file("sa.key"))",
-        "--root-ca-file=\(directory.file("ca.crt"))", "--kube-api-qps=200", "--kube-api-burst=400",
+        "--root-ca-file=\(directory.file("ca.crt"))", "--kube-api-qps=2000", "--kube-api-burst=4000",
       ], output: directory.file("kube-controller-manager.log"))
     processes.withLock { $0.controllerManager = child }
   }

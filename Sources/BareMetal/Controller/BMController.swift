@@ -222,9 +222,23 @@ public struct BMController: Sendable {
         return left + caches.machines(on: host.key.name)
       }
       if let claim = host.status?.claim { return [ObjectKey(namespace: claim.namespace, name: claim.name)] }
-      let lost = caches.machines(on: host.key.name)
-      // A free host interests everybody who waits for one.
-      return lost + caches.machines.byIndex(ControllerCaches.Index.waiting, "waiting").map(\.key)
+      return caches.machines(on: host.key.name)
+    }
+    caches.hosts.onChange { change in
+      let waiting = { caches.machines.byIndex(ControllerCaches.Index.waiting, "waiting") }
+      var old: BareMetalHost?
+      switch change {
+      case .updated(let before, _): old = before
+      case .added(let host), .deleted(let host):
+        // Who names it is told that it is there now, or not any more.
+        for machine in waiting() where machine.spec.hostName == host.key.name { machines.add(machine.key) }
+      }
+      switch change {
+      case .added(let host), .updated(_, let host):
+        guard Scheduler.isInviting(host, before: old) else { return }
+        for key in Scheduler.invited(waiting(), to: host) { machines.add(key) }
+      case .deleted: break
+      }
     }
   }
 }

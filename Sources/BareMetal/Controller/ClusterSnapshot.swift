@@ -7,6 +7,7 @@ package protocol ClusterSnapshot: Sendable {
   /// Machines whose specs ask for this MAC or IPv4 address.
   func machines(asking address: String) -> [BareMetalMachine]
   func host(_ name: String) -> BareMetalHost?
+  /// In any order.
   func allHosts() -> [BareMetalHost]
   func hosts(heldBy uid: String) -> [BareMetalHost]
   func claim(_ key: ObjectKey) -> PersistentVolumeClaim?
@@ -27,7 +28,7 @@ extension ControllerCaches: ClusterSnapshot {
   package func machine(uid: String) -> BareMetalMachine? { machines.byIndex(Index.uid, uid).first }
   package func machines(asking address: String) -> [BareMetalMachine] { machines.byIndex(Index.address, address) }
   package func host(_ name: String) -> BareMetalHost? { hosts.get(name: name) }
-  package func allHosts() -> [BareMetalHost] { hosts.all() }
+  package func allHosts() -> [BareMetalHost] { hosts.unordered() }
   package func hosts(heldBy uid: String) -> [BareMetalHost] { hosts.byIndex(Index.machineUID, uid) }
   package func claim(_ key: ObjectKey) -> PersistentVolumeClaim? { claims.get(key) }
   package func claims(ofMachine uid: String) -> [PersistentVolumeClaim] { claims.byIndex(Index.machineUID, uid) }

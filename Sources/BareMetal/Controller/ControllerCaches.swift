@@ -18,7 +18,7 @@ package struct ControllerCaches: Sendable {
     package static let uid = "uid"
     /// Machines by the claims that they name, own or clone: `namespace/name`.
     package static let claim = "claim"
-    /// Machines that have no host: one value, `waiting`.
+    /// Machines that wait for a host and for nothing else: one value, `waiting`.
     package static let waiting = "waiting"
     /// Machines by the MAC and IPv4 addresses that their specs ask for.
     package static let address = "address"
@@ -42,7 +42,7 @@ package struct ControllerCaches: Sendable {
         Index.host: { $0.status?.host.map { [$0] } ?? [] },
         Index.claim: { machine in Self.claims(of: machine).map(\.description) },
         Index.address: { $0.spec.askedAddresses },
-        Index.waiting: { $0.status?.host == nil && !$0.metadata.isBeingDeleted ? ["waiting"] : [] },
+        Index.waiting: { Self.waitsForHost($0) ? ["waiting"] : [] },
       ], logger: logger, registry: registry)
     hosts = ObjectCache(
       client: client,
@@ -75,6 +75,12 @@ package struct ControllerCaches: Sendable {
 
   /// The migrations that are not finished: few, as a rule.
   package func openMigrations() -> [BareMetalMachineMigration] { migrations.byIndex(Index.open, Index.open) }
+
+  private static func waitsForHost(_ machine: BareMetalMachine) -> Bool {
+    guard machine.status?.host == nil, !machine.metadata.isBeingDeleted else { return false }
+    let condition = machine.status?.conditions?.condition(BareMetalMachine.ConditionType.hostClaimed)
+    return condition.map { Scheduler.waitReasons.contains($0.reason) } ?? false
+  }
 
   /// Every claim that a machine has to do with.
   package static func claims(of machine: BareMetalMachine) -> [ObjectKey] {

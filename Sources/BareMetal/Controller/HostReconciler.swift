@@ -66,6 +66,7 @@ package struct HostReconciler: Reconcile {
   }
 
   private func writeStatus(_ status: BareMetalHost.Status, of host: BareMetalHost) async throws {
+    guard status != host.status else { return }
     var old = try MergePatch.json(host.status)
     var new = try MergePatch.json(status)
     // The DPU's part is bm-handler's, the claim is set and released by steps.

@@ -1,5 +1,5 @@
 package import IaaS
-import Kubernetes
+package import Kubernetes
 package import Reconciler
 
 /// Something that a person who looks at a machine or host would ask about.
@@ -35,7 +35,7 @@ package func machineEvents(
     }
     events.append(PlannedEvent(type: .normal, reason: phase.rawValue, message: message))
   }
-  for condition in new.conditions ?? [] where condition.status == .false && !harmless.contains(condition.reason) {
+  for condition in new.conditions ?? [] where condition.isTrouble {
     let before = old?.conditions?.condition(condition.type)
     if before?.status == .false, before?.reason == condition.reason { continue }
     events.append(PlannedEvent(type: .warning, reason: condition.reason, message: condition.message))
@@ -59,6 +59,11 @@ package func machineEvents(
     }
   }
   return events
+}
+
+extension Condition {
+  /// Whether it is false for a reason that somebody should look at.
+  package var isTrouble: Bool { status == .false && !harmless.contains(reason) }
 }
 
 /// Reasons of conditions that are false because something is on its way, as it should be.

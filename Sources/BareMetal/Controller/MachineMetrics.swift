@@ -7,7 +7,12 @@ package import Telemetry
 package final class MachineMetrics: Sendable {
   private let durations: HistogramFamily
   private let phases: GaugeFamily
-  private let known = Mutex<[ObjectKey: BareMetalMachine.Phase]>([:])
+  private let tally = Mutex(Tally())
+
+  private struct Tally {
+    var known: [ObjectKey: BareMetalMachine.Phase] = [:]
+    var counts: [BareMetalMachine.Phase: Int] = [:]
+  }
 
   package init(registry: MetricsRegistry) {
     durations = registry.histogram(
@@ -25,15 +30,17 @@ package final class MachineMetrics: Sendable {
   package func forget(_ key: ObjectKey) { change(key, nil) }
 
   private func change(_ key: ObjectKey, _ phase: BareMetalMachine.Phase?) {
-    let counts = known.withLock { known -> [BareMetalMachine.Phase: Int] in
-      guard known[key] != phase else { return [:] }
-      let before = known[key]
-      known[key] = phase
-      var counts: [BareMetalMachine.Phase: Int] = [:]
-      for changed in [before, phase].compactMap({ $0 }) { counts[changed] = known.values.count { $0 == changed } }
-      return counts
+    // Told under the lock, so that an older count never comes last.
+    tally.withLock { tally in
+      let before = tally.known[key]
+      guard before != phase else { return }
+      tally.known[key] = phase
+      if let before { tally.counts[before, default: 0] -= 1 }
+      if let phase { tally.counts[phase, default: 0] += 1 }
+      for changed in [before, phase].compactMap({ $0 }) {
+        phases.set(Double(tally.counts[changed] ?? 0), changed.rawValue)
+      }
     }
-    for (phase, count) in counts { phases.set(Double(count), phase.rawValue) }
   }
 
   package func observe(from old: BareMetalMachine.Status?, to new: BareMetalMachine.Status) {

@@ -16,10 +16,34 @@ package struct MachineReconciler: Reconcile {
   let metrics: MachineMetrics?
   let shutdownGrace: Duration
   let logger: Logger
+  private let memory = Memory()
+
+  init(
+    caches: ControllerCaches, cluster: any Cluster, client: KubernetesClient, executor: StepExecutor,
+    power: @escaping @Sendable (String) -> PowerView, events: EventRecorder?, metrics: MachineMetrics?,
+    shutdownGrace: Duration, logger: Logger
+  ) {
+    self.caches = caches
+    self.cluster = cluster
+    self.client = client
+    self.executor = executor
+    self.power = power
+    self.events = events
+    self.metrics = metrics
+    self.shutdownGrace = shutdownGrace
+    self.logger = logger
+  }
+
+  /// What it remembers from one look to the next; nothing depends on it but how often a status is written.
+  private final class Memory: Sendable {
+    let pace = Mutex(StatusPace())
+    let start = ContinuousClock.now
+  }
 
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
     guard var machine = caches.machines.get(key) else {
       metrics?.forget(key)
+      memory.pace.withLock { $0.forget(key) }
       try await collect(key, uid: nil)
       return .done
     }
@@ -40,6 +64,9 @@ package struct MachineReconciler: Reconcile {
     let steps = plan.steps
     let status = plan.status
     let current = machine
+    let verdict = memory.pace.withLock {
+      $0.consider(key, uid: uid, old: machine.status, new: status, at: memory.start.duration(to: .now))
+    }
     // The steps are independent of each other and of the status, which tells what was seen before them.
     let failures = await withTaskGroup(of: (any Error)?.self) { group in
       for step in steps {
@@ -52,12 +79,14 @@ package struct MachineReconciler: Reconcile {
           }
         }
       }
-      group.addTask {
-        do {
-          try await writeStatus(status, of: current)
-          return nil
-        } catch {
-          return error
+      if verdict == .write {
+        group.addTask {
+          do {
+            try await writeStatus(status, of: current)
+            return nil
+          } catch {
+            return error
+          }
         }
       }
       var failures: [any Error] = []
@@ -68,6 +97,7 @@ package struct MachineReconciler: Reconcile {
     // Losing a race is no failure: the winner's change comes by the watch, or has come already.
     if let failure = failures.first(where: { !isRace($0) }) { throw failure }
     if !failures.isEmpty { return .requeue(after: .milliseconds(50)) }
+    if case .wait(let time) = verdict { return .requeue(after: time) }
     // Everything else comes by watches; this is for what no watch tells, such as a secret in a tenant's namespace.
     switch status.phase {
     case .running, .stopped: return .requeue(after: .seconds(600))
@@ -115,7 +145,8 @@ package struct MachineReconciler: Reconcile {
   /// What there is, from the caches; only a secret with user data is read from the API server, where it is needed.
   private func view(of machine: BareMetalMachine) async throws -> MachineView {
     var view = MachineView(
-      of: machine, in: caches, power: power, userData: .notRead, shutdownGrace: shutdownGrace, now: .now())
+      of: memory.pace.withLock { $0.completed(machine) }, in: caches, power: power, userData: .notRead,
+      shutdownGrace: shutdownGrace, now: .now())
     if needsUserData(view) { view.userData = try await userData(of: machine) }
     return view
   }

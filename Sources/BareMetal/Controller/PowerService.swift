@@ -20,9 +20,13 @@ package final class PowerService: Reconcile {
     package var tracker = PowerTracker.Limits()
     /// How often a server is looked at about which nothing is wished.
     package var poll: Duration = .seconds(30)
+    /// How many such readings there are each second, at most: in a large fleet each server is looked at less often.
+    package var pollsPerSecond = 10.0
     /// For how long readings of off in a row are a proof.
     package var freshness: Duration = .seconds(60)
     package var inventoryEvery: Duration = .seconds(3600)
+    /// How often the account of a BMC that answers is read again. It is read each time while the BMC does not.
+    package var accountEvery: Duration = .seconds(300)
     package var retryMaximum: Duration = .seconds(300)
     /// The same while something waits for the BMC.
     package var retryMaximumWanted: Duration = .seconds(20)
@@ -52,6 +56,9 @@ package final class PowerService: Reconcile {
     var refusal: String?
     /// The request to read everything anew that was acted on.
     var rescan: String?
+    /// What the contact was made of, and when.
+    var contactSpec: BareMetalHost.BMC?
+    var contactAt: Duration?
     /// Why the BMC cannot be asked, and how often in a row it could not.
     var problem: String?
     var failures = 0
@@ -145,11 +152,13 @@ package final class PowerService: Reconcile {
     let now = now
     return entries.withLock { entries in
       guard let entry = entries[host] else { return PowerView() }
-      return view(entry, now)
+      return view(entry, now, freshness: limits.freshness)
     }
   }
 
-  private func view(_ entry: Entry, _ now: Duration) -> PowerView {
+  /// - Parameter freshness: For how long readings of off are a proof; nil for ever.
+  private func view(_ entry: Entry, _ now: Duration, freshness: Duration? = nil) -> PowerView {
+    let freshness = freshness ?? .seconds(1 << 40)
     let wantsOn = entry.tracker.wish == .on
     guard entry.answered else { return PowerView(wantsOn: wantsOn, problem: entry.problem) }
     // What was read once is not known any more when the BMC has been silent for a while.
@@ -158,8 +167,8 @@ package final class PowerService: Reconcile {
     let commandProblem = entry.tracker.wish == .observe ? nil : entry.commandProblem
     return PowerView(
       power: isKnown ? BareMetalHost.Power(entry.tracker.power) : .unknown,
-      confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: limits.freshness),
-      fencedOff: isKnown && entry.tracker.isFencedOff(at: now, freshness: limits.freshness),
+      confirmedOff: isKnown && entry.tracker.isConfirmedOff(at: now, freshness: freshness),
+      fencedOff: isKnown && entry.tracker.isFencedOff(at: now, freshness: freshness),
       wantsOn: wantsOn, problem: entry.problem ?? commandProblem,
       refusesCommand: entry.problem == nil && commandProblem != nil)
   }
@@ -287,8 +296,13 @@ package final class PowerService: Reconcile {
       return after
     case .settled:
       try await readInventory(name, bmc)
-      return limits.poll * Double.random(in: 0.9...1.1)
+      return pollInterval * Double.random(in: 0.9...1.1)
     }
+  }
+
+  private var pollInterval: Duration {
+    let hosts = entries.withLock { $0.count }
+    return max(limits.poll, .seconds(Double(hosts) / limits.pollsPerSecond))
   }
 
   private func readInventory(_ name: String, _ bmc: any BMC) async throws {
@@ -312,10 +326,13 @@ package final class PowerService: Reconcile {
     let now = now
     let (result, isNew) = entries.withLock { entries -> (R, Bool) in
       var entry = entries[name] ?? Entry(tracker: PowerTracker(limits: limits.tracker))
-      let before = (view(entry, now), entry.answered, entry.hardware, entry.refusal)
+      // Where nothing is wished, nobody waits for a proof, and that an old one is fresh again is no news.
+      let isWished = entry.tracker.wish != .observe
+      let freshness = isWished ? limits.freshness : nil
+      let before = (view(entry, now, freshness: freshness), entry.answered, entry.hardware, entry.refusal)
       let result = body(&entry, now)
       entries[name] = entry
-      let after = (view(entry, now), entry.answered, entry.hardware, entry.refusal)
+      let after = (view(entry, now, freshness: freshness), entry.answered, entry.hardware, entry.refusal)
       return (result, before != after)
     }
     if isNew { changed(name) }
@@ -383,6 +400,15 @@ package final class PowerService: Reconcile {
     if let problem = credentialsProblem(host) {
       throw BareMetalError(.invalid, operation: operation, message: problem)
     }
+    // A secret for each reading of each server's power would be most of what a large fleet asks of the API server.
+    let now = now
+    let known = entries.withLock { entries -> Contact? in
+      guard let entry = entries[key], entry.problem == nil, entry.contactSpec == bmc, let at = entry.contactAt,
+        now - at < limits.accountEvery
+      else { return nil }
+      return entry.contact
+    }
+    if let known { return try makeBMC(known.address, known.credentials, known.trust) }
     let secret: Secret
     do {
       secret = try await readSecret(reference.name, reference.namespace)
@@ -408,7 +434,10 @@ package final class PowerService: Reconcile {
       address: try BMCAddress(bmc.address),
       credentials: BMCCredentials(username: username.trimmingLineEnd(), password: password.trimmingLineEnd()),
       trust: trust)
-    let (before, contact) = update(key) { entry, _ in
+    let (before, contact) = update(key) { entry, now in
+      entry.contactSpec = bmc
+      // Spread, so that a fleet that was enrolled in a minute is not read again in a minute.
+      entry.contactAt = now - limits.accountEvery * Double.random(in: 0...0.5)
       var contact = wanted
       if let proven = entry.proven, proven.address == wanted.address, entry.refused == wanted.credentials {
         contact.credentials = proven.credentials

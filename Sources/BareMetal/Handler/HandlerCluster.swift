@@ -12,8 +12,11 @@ package protocol HandlerCluster: Sendable {
   func report(_ status: BareMetalHost.DPUStatus, host: String) async throws
 }
 
-/// What bm-handler watches: its own host, that host's boot data and attachments.
+/// What bm-handler watches: its own host, that host's boot data and attachments. Or those of all hosts, for a process
+/// that plays the handlers of many.
 package struct HandlerCaches: Sendable {
+  private static let hostIndex = "host"
+
   package let hosts: ObjectCache<BareMetalHost>
   package let bootData: ObjectCache<Secret>
   package let attachments: ObjectCache<VolumeAttachment>
@@ -24,13 +27,36 @@ package struct HandlerCaches: Sendable {
       client: client, namespace: Names.systemNamespace, fieldSelector: "metadata.name=\(Names.bootData(host: host))",
       logger: logger, registry: registry)
     attachments = ObjectCache(
-      client: client, labelSelector: "\(Names.hostLabel)=\(host)", logger: logger, registry: registry)
+      client: client, labelSelector: "\(Names.hostLabel)=\(host)", indexers: Self.attachmentIndexers, logger: logger,
+      registry: registry)
   }
+
+  /// The caches for all hosts that have a label with this value, and for the attachments and boot data of all hosts.
+  package init(client: KubernetesClient, hostSelector: String, logger: Logger, registry: MetricsRegistry?) {
+    hosts = ObjectCache(client: client, labelSelector: hostSelector, logger: logger, registry: registry)
+    bootData = ObjectCache(
+      client: client, namespace: Names.systemNamespace, labelSelector: Names.hostLabel, logger: logger,
+      registry: registry)
+    attachments = ObjectCache(
+      client: client, labelSelector: Names.hostLabel, indexers: Self.attachmentIndexers, logger: logger,
+      registry: registry)
+  }
+
+  private static let attachmentIndexers: [String: @Sendable (VolumeAttachment) -> [String]] = [
+    hostIndex: { $0.host.map { [$0] } ?? [] }
+  ]
+
+  package func attachments(onHost name: String) -> [VolumeAttachment] { attachments.byIndex(Self.hostIndex, name) }
 }
 
 package struct KubernetesHandlerCluster: HandlerCluster {
   let client: KubernetesClient
   let caches: HandlerCaches
+
+  package init(client: KubernetesClient, caches: HandlerCaches) {
+    self.client = client
+    self.caches = caches
+  }
 
   package func patchStatus(of attachment: VolumeAttachment, _ patch: JSONValue) async throws {
     var body: JSONValue = ["status": patch]

@@ -1,8 +1,8 @@
-import DPU
+package import DPU
 import IaaS
 import JSON
 package import Kubernetes
-import Logging
+package import Logging
 package import Reconciler
 import Synchronization
 
@@ -13,15 +13,32 @@ package struct HandlerReconciler: Reconcile {
   let cluster: any HandlerCluster
   let dpu: any DPU
   let network: any NetworkPlugger
-  let seeds: SeedDisk
-  let guest: GuestWatcher
+  let seeds: any SeedStore
+  let guest: any GuestSight
   let volumesDirectory: String
   let logger: Logger
   let memory = Memory()
 
+  package init(
+    hostName: String, caches: HandlerCaches, cluster: any HandlerCluster, dpu: any DPU, network: any NetworkPlugger,
+    seeds: any SeedStore, guest: any GuestSight, volumesDirectory: String, logger: Logger
+  ) {
+    self.hostName = hostName
+    self.caches = caches
+    self.cluster = cluster
+    self.dpu = dpu
+    self.network = network
+    self.seeds = seeds
+    self.guest = guest
+    self.volumesDirectory = volumesDirectory
+    self.logger = logger
+  }
+
   /// What it remembers from one look to the next; nothing depends on it but how often and how loudly it tries.
   final class Memory: Sendable {
     let pace = Mutex(RetryPace())
+    let reports = Mutex(ReportPace())
+    let start = ContinuousClock.now
     /// The steps that failed the last time, with what was said.
     let failed = Mutex<[HandlerStep: String]>([:])
   }
@@ -30,9 +47,7 @@ package struct HandlerReconciler: Reconcile {
     var failures: [HandlerFailure] = []
     var view = HandlerView(host: caches.hosts.get(name: hostName), volumesDirectory: volumesDirectory)
     view.seedDirectory = seeds.directory
-    view.attachments = caches.attachments.all().filter {
-      $0.host == hostName && $0.spec.attacher == Names.storageDriver
-    }
+    view.attachments = caches.attachments(onHost: hostName).filter { $0.spec.attacher == Names.storageDriver }
     let secret = caches.bootData.get(name: Names.bootData(host: hostName), namespace: Names.systemNamespace)
     if let secret {
       do { view.bootData = try BootData(secret) } catch { failures.append(HandlerFailure(step: nil, error: error)) }
@@ -59,8 +74,9 @@ package struct HandlerReconciler: Reconcile {
     }
 
     try await reportAttachments(view, failures: failures)
-    try await report(view, version: version, failures: failures)
-    return .requeue(after: memory.pace.withLock { $0.next(failures.isEmpty ? .calm : .failed) })
+    let waits = try await report(view, version: version, failures: failures)
+    let pause = memory.pace.withLock { $0.next(failures.isEmpty ? .calm : .failed) }
+    return .requeue(after: min(waits ?? pause, pause))
   }
 
   private func readBack(_ view: inout HandlerView) async throws {
@@ -168,10 +184,12 @@ package struct HandlerReconciler: Reconcile {
 
   // MARK: The host's status
 
-  private func report(_ view: HandlerView, version: String?, failures: [HandlerFailure]) async throws {
+  /// Returns after how long there is something to report that waits for more.
+  @discardableResult
+  private func report(_ view: HandlerView, version: String?, failures: [HandlerFailure]) async throws -> Duration? {
     guard let host = view.host else {
       guest.follow(boot: nil, isOn: false, interfaces: [], known: (nil, []))
-      return
+      return nil
     }
     let old = host.status?.dpu
     // While the data plane does not answer, the guest may well go on.
@@ -194,12 +212,20 @@ package struct HandlerReconciler: Reconcile {
     new.slots = version == nil ? old?.slots : slots(view)
     new.interfaces = followed == nil ? nil : guest.interfaces
     new.conditions = conditions(old?.conditions ?? [], version: version, failures: failures)
-    guard new != old else { return }
+    let verdict = memory.reports.withLock { [new] in
+      $0.consider(old: old, new: new, at: memory.start.duration(to: .now))
+    }
+    switch verdict {
+    case .nothing: return nil
+    case .wait(let time): return time
+    case .write: break
+    }
     do {
       try await cluster.report(new, host: hostName)
     } catch let error as KubernetesError where error.code == .notFound {
-      return
+      // It goes with the object.
     }
+    return nil
   }
 
   private func slots(_ view: HandlerView) -> [BareMetalHost.Slot]? {

@@ -1,15 +1,21 @@
 import IaaS
 import JSON
-import Kubernetes
-import Logging
+package import Kubernetes
+package import Logging
 
 /// A handler's sign of life: a lease that it renews, so that bm-controller can tell a silent DPU from a quiet one.
-struct Heartbeat: Sendable {
+package struct Heartbeat: Sendable {
   let client: KubernetesClient
   let host: String
   let logger: Logger
 
-  func run() async throws {
+  package init(client: KubernetesClient, host: String, logger: Logger) {
+    self.client = client
+    self.host = host
+    self.logger = logger
+  }
+
+  package func run() async throws {
     var hasComplained = false
     while true {
       do {
@@ -23,7 +29,7 @@ struct Heartbeat: Sendable {
     }
   }
 
-  private func renew() async throws {
+  package func renew() async throws {
     let name = HandlerLiveness.leaseName(host: host)
     let now = MicroTimestamp.now()
     do {

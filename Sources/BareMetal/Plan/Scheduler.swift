@@ -1,5 +1,5 @@
 package import IaaS
-import Kubernetes
+package import Kubernetes
 
 /// Which host a machine gets: pure, and the same for the same input.
 package enum Scheduler {
@@ -9,8 +9,50 @@ package enum Scheduler {
     case wait(reason: String, message: String)
   }
 
+  /// Reasons of the condition HostClaimed of machines that wait for a host, and for nothing else.
+  package static let waitReasons: Set<String> = ["HostNotFound", "NoHostMatches", "NoHosts", "NoHostFree"]
+
+  /// Machines told of one host that has become free. One of them gets it; more than one, because another host may have
+  /// come first for some.
+  package static let invitedMax = 8
+
+  /// Whether a change of a host may let somebody have it who could not before.
+  package static func isInviting(_ new: BareMetalHost, before old: BareMetalHost?) -> Bool {
+    guard objection(to: new) == nil else { return false }
+    guard let old, objection(to: old) == nil else { return true }
+    return old.spec.taints != new.spec.taints || old.metadata.labels != new.metadata.labels
+  }
+
+  /// Who of those that wait is told that a host may be had: the few that would choose it first.
+  ///
+  /// Were all told of each, a fleet that is being enrolled, or emptied, would have every waiting machine look at all
+  /// hosts for each of them.
+  package static func invited(_ waiting: [BareMetalMachine], to host: BareMetalHost) -> [ObjectKey] {
+    let name = host.metadata.name ?? ""
+    let fitting = waiting.filter { machine in
+      if let wanted = machine.spec.hostName {
+        guard wanted == name else { return false }
+      } else if !matches(host, machine.spec.hostSelector?.matchLabels) {
+        return false
+      }
+      return objection(to: host, for: machine) == nil
+    }
+    guard fitting.count > invitedMax else { return fitting.map(\.key) }
+    let weighed = fitting.map { (weight: hash($0.metadata.uid ?? "", name), key: $0.key) }
+    return weighed.sorted { ($0.weight, $0.key) > ($1.weight, $1.key) }.prefix(invitedMax).map(\.key)
+  }
+
+  private static func matches(_ host: BareMetalHost, _ selector: [String: String]?) -> Bool {
+    (selector ?? [:]).allSatisfy { host.metadata.labels?[$0.key] == $0.value }
+  }
+
   /// Why a host will not do, or nil where it will.
   package static func objection(to host: BareMetalHost, for machine: BareMetalMachine) -> String? {
+    objection(to: host, tolerations: machine.spec.tolerations)
+  }
+
+  /// - Parameter tolerations: Nil leaves taints out of account.
+  private static func objection(to host: BareMetalHost, tolerations: [BareMetalMachine.Toleration]? = nil) -> String? {
     if host.metadata.isBeingDeleted { return "is being removed" }
     if let claim = host.status?.claim { return "is held by \(claim.namespace)/\(claim.name)" }
     if host.spec.maintenance { return "is in maintenance" }
@@ -19,8 +61,9 @@ package enum Scheduler {
     if let leftover = host.status?.leftovers?.first {
       return "may still show the volume \(leftover.volume) of \(leftover.machine)"
     }
-    for taint in host.spec.taints
-    where !machine.spec.tolerations.contains(where: { tolerates($0, taint) }) {
+    if let tolerations,
+      let taint = host.spec.taints.first(where: { taint in !tolerations.contains { tolerates($0, taint) } })
+    {
       return "has the taint \(taint.key)\(taint.value.map { "=\($0)" } ?? "")"
     }
     guard host.metadata.hasFinalizer(Names.claimFinalizer), host.status?.phase != .registering,
@@ -49,21 +92,17 @@ package enum Scheduler {
           message: "spec.hostName is '\(name)', but there is no such host; see 'kubectl get baremetalhosts'")
       }
     } else if let selector = machine.spec.hostSelector?.matchLabels, !selector.isEmpty {
-      candidates = hosts.filter { host in
-        selector.allSatisfy { host.metadata.labels?[$0.key] == $0.value }
-      }
+      candidates = hosts.filter { matches($0, selector) }
       if candidates.isEmpty {
         let text = selector.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }.joined(separator: ",")
         return .wait(
           reason: "NoHostMatches", message: "no host has the labels of spec.hostSelector.matchLabels (\(text))")
       }
     }
-    var objections: [String] = []
     var best: (weight: UInt64, name: String)?
     for host in candidates {
-      guard let name = host.metadata.name else { continue }
-      if let objection = objection(to: host, for: machine) {
-        objections.append("\(name) \(objection)")
+      // Most hosts of a busy fleet are held; that is seen without making a sentence of it.
+      guard host.status?.claim == nil, let name = host.metadata.name, objection(to: host, for: machine) == nil else {
         continue
       }
       // Rendezvous hashing: machines that look at the same moment spread over the hosts, without a common counter.
@@ -75,8 +114,12 @@ package enum Scheduler {
     if candidates.isEmpty {
       return .wait(reason: "NoHosts", message: "there are no hosts yet; register one as a BareMetalHost")
     }
-    let shown = objections.sorted().prefix(4).joined(separator: "; ")
-    let more = objections.count > 4 ? "; and \(objections.count - 4) more" : ""
+    // The first by name, so that the text does not change with the order in which hosts are looked at.
+    let named = candidates.sorted { ($0.metadata.name ?? "") < ($1.metadata.name ?? "") }
+    let shown = named.prefix(4).compactMap { host in
+      objection(to: host, for: machine).map { "\(host.metadata.name ?? "") \($0)" }
+    }.joined(separator: "; ")
+    let more = candidates.count > 4 ? "; and \(candidates.count - 4) more" : ""
     return .wait(
       reason: "NoHostFree", message: "waits for a host; of \(candidates.count) that match none is free: \(shown)\(more)"
     )

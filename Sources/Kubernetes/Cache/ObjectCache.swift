@@ -59,6 +59,9 @@ public final class ObjectCache<T: Decodable & Sendable>: Sendable {
     return entries.sorted { $0.key < $1.key }.map { $0.value.object }
   }
 
+  /// All objects in any order, which costs less than `all` where there are many.
+  public func unordered() -> [T] { store.withLock { $0.entries.values.map(\.object) } }
+
   public func keys() -> [ObjectKey] { store.withLock { Array($0.entries.keys) } }
 
   public var count: Int { store.withLock { $0.entries.count } }

@@ -1,10 +1,18 @@
 /// The accounts of a BMC, read from a file with lines `user:password` each time they are needed, so that a changed
-/// file counts at once.
+/// file counts at once; or one account that never changes.
 package struct Accounts: Sendable {
   private let path: String
+  private let fixed: [(user: String, secret: String)]?
 
   package init(path: String) {
     self.path = path
+    fixed = nil
+  }
+
+  /// One account, in memory only.
+  package init(username: String, password: String) {
+    path = ""
+    fixed = [(username, password)]
   }
 
   /// Throws where the file has no account, so that this is said at the start and not at the first sign-in.
@@ -33,6 +41,7 @@ package struct Accounts: Sendable {
   }
 
   private func lines() throws -> [(user: String, secret: String)] {
+    if let fixed { return fixed }
     let text = try TextFile.read(path, limit: 64 << 10)
     return text.split(whereSeparator: \.isNewline).compactMap { line in
       guard !line.hasPrefix("#"), let colon = line.firstIndex(of: ":") else { return nil }

@@ -22,6 +22,13 @@ enum Output {
     }
   }
 
+  /// Rows of the terminal of standard output; 24 where there is none.
+  static func rows() -> Int {
+    var (rows, columns): (CUnsignedShort, CUnsignedShort) = (0, 0)
+    guard clinux_terminal_size(1, &rows, &columns) == 0, rows > 0 else { return 24 }
+    return Int(rows)
+  }
+
   /// Columns of the terminal behind `descriptor`; 80 where there is none.
   static func columns(of descriptor: CInt = 1) -> Int {
     var (rows, columns): (CUnsignedShort, CUnsignedShort) = (0, 0)

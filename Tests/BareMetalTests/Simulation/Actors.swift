@@ -11,6 +11,7 @@ final class SimulatedController {
   let world: World
   var cache = Snapshot()
   var trackers: [String: PowerTracker] = [:]
+  private var pace = StatusPace()
   /// Whether it may die in the middle of a plan.
   var crashPercent = 0
   private var quiet: Logger
@@ -22,6 +23,7 @@ final class SimulatedController {
 
   /// Watches deliver each kind at its own pace.
   func sync(all: Bool) {
+    guard !world.isAPIServerAway else { return }
     let fresh = world.state
     if all || world.random.chance(70) { cache.machines = fresh.machines }
     if all || world.random.chance(70) { cache.hostObjects = fresh.hostObjects }
@@ -58,7 +60,7 @@ final class SimulatedController {
     guard let uid = machine.metadata.uid else { return }
     func view() -> MachineView {
       MachineView(
-        of: machine, in: cache, power: { self.power($0) }, userData: .text("#cloud-config\n"),
+        of: pace.completed(machine), in: cache, power: { self.power($0) }, userData: .text("#cloud-config\n"),
         shutdownGrace: .seconds(2), now: world.now)
     }
     var plan = plan(view())
@@ -79,7 +81,9 @@ final class SimulatedController {
     }
     take(box)
     guard
-      let old = try? MergePatch.json(machine.status), let new = try? MergePatch.json(plan.status),
+      pace.consider(key, uid: uid, old: machine.status, new: plan.status, at: world.time) == .write,
+      let old = try? MergePatch.json(machine.status),
+      let new = try? MergePatch.json(plan.status),
       let patch = MergePatch.difference(from: old, to: new)
     else { return }
     try? await world.patchStatus(of: machine, patch)
@@ -120,7 +124,9 @@ final class SimulatedController {
       world.check()
     }
     take(box)
-    guard var old = try? MergePatch.json(host.status), var new = try? MergePatch.json(plan.status) else { return }
+    guard plan.status != host.status, var old = try? MergePatch.json(host.status),
+      var new = try? MergePatch.json(plan.status)
+    else { return }
     for member in ["dpu", "claim"] {
       old[member] = nil
       new[member] = nil
@@ -138,6 +144,15 @@ final class SimulatedController {
     var tracker = trackers[host] ?? PowerTracker()
     if case .command(let action, _) = tracker.observe(reading, at: world.time) {
       world.trace("power of \(host): commands \(action)")
+      // A command can be refused, and an answer can be lost although the command was carried out.
+      let fate = world.faultPercent > 0 ? Int.random(in: 0..<100, using: &world.random) : 100
+      if fate < world.faultPercent {
+        world.trace("power of \(host): the command failed")
+        tracker.failed(action, at: world.time, isTransient: true)
+        trackers[host] = tracker
+        world.servers[host] = server
+        return
+      }
       // The BMC takes a while, and some say off long before it is true.
       let delay = Duration.milliseconds(Int.random(in: 0...4000, using: &world.random))
       switch action {
@@ -148,6 +163,12 @@ final class SimulatedController {
       default:
         server.pending = (false, world.time + delay)
         if server.isOn, world.random.chance(50) { server.liesUntil = world.time + .seconds(5) }
+      }
+      if fate < 2 * world.faultPercent {
+        world.trace("power of \(host): the answer was lost")
+        tracker.failed(action, at: world.time, isTransient: true)
+      } else {
+        tracker.accepted()
       }
     }
     world.trace("power of \(host): reads \(reading), is \(server.isOn ? "on" : "off"), wanted \(tracker.wish)")
@@ -194,7 +215,7 @@ final class SimulatedHandler {
 
   func reconcile(fresh: Bool, crashPercent: Int) async {
     guard world.servers[name]?.isDead != true else { return }
-    if fresh || world.random.chance(70) { cache = world.state }
+    if fresh || (!world.isAPIServerAway && world.random.chance(70)) { cache = world.state }
     var view = view()
     for step in HandlerPlan.steps(view) {
       if crashPercent > 0, world.random.chance(crashPercent) { return }

@@ -80,6 +80,13 @@ struct Server {
   var functions: [String: BlockFunction] = [:]
   var interfaces: [PluggedInterface] = []
 
+  /// The DPU starts anew: what it showed is gone, whatever the server does.
+  mutating func rebootDPU() {
+    volumes = [:]
+    functions = [:]
+    interfaces = []
+  }
+
   mutating func advance(to time: Duration) {
     guard let change = pending, change.at <= time else { return }
     pending = nil
@@ -114,8 +121,9 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
   init(seed: UInt64) { random = SeededRandom(seed: seed) }
 
   var now: MicroTimestamp {
-    MicroTimestamp(
-      microseconds: 1_800_000_000_000_000 + time.components.seconds * 1_000_000 + time.components.attoseconds
+    let shown = time + clockStep
+    return MicroTimestamp(
+      microseconds: 1_800_000_000_000_000 + shown.components.seconds * 1_000_000 + shown.components.attoseconds
         / 1_000_000_000_000)
   }
 
@@ -129,7 +137,14 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
     metadata.resourceVersion = "\(version)"
   }
 
+  /// Until then the API server is away: nothing can be read or written, and no watch delivers.
+  var apiServerAwayUntil: Duration = .zero
+  var isAPIServerAway: Bool { time < apiServerAwayUntil }
+  /// How far the clocks on the walls are from where they were.
+  var clockStep: Duration = .zero
+
   private func call<R>(_ operation: String, _ body: () throws -> R) throws -> R {
+    if isAPIServerAway { throw KubernetesError(code: .unavailable, operation: operation, message: "it is away") }
     if faultPercent > 0, random.chance(faultPercent) {
       throw KubernetesError(code: .unavailable, operation: operation, message: "injected")
     }

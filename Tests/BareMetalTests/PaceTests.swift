@@ -1,0 +1,155 @@
+import BareMetal
+import IaaS
+import Kubernetes
+import Testing
+
+@Suite("What a large fleet is spared")
+struct PaceTests {
+  typealias Status = BareMetalMachine.Status
+  static let key = ObjectKey(namespace: "t", name: "m")
+
+  private func status(_ phase: BareMetalMachine.Phase, host: String? = nil, ready: Bool = false) -> Status {
+    var status = Status()
+    status.phase = phase
+    status.host = host
+    status.boot = 1
+    var conditions: [Condition] = []
+    conditions.set("Ready", Condition.Status(ready), reason: ready ? "Running" : "Starting", message: "m")
+    status.conditions = conditions
+    return status
+  }
+
+  @Test("Progress waits for more, at most a second; what others act on is written at once")
+  func status() {
+    var pace = StatusPace()
+    func consider(_ old: Status?, _ new: Status, at milliseconds: Int) -> StatusPace.Verdict {
+      pace.consider(Self.key, uid: "u", old: old, new: new, at: .milliseconds(milliseconds))
+    }
+    let pending = status(.pending)
+    #expect(consider(nil, pending, at: 0) == .wait(.seconds(1)))
+    #expect(consider(nil, pending, at: 400) == .wait(.milliseconds(600)), "the first news counts")
+    #expect(consider(nil, pending, at: 1000) == .write)
+    #expect(consider(pending, pending, at: 1001) == .nothing)
+
+    let provisioning = status(.provisioning, host: "h")
+    #expect(consider(pending, provisioning, at: 2000) == .write, "by the host a machine finds back to its server")
+    var starting = status(.starting, host: "h")
+    #expect(consider(provisioning, starting, at: 2100) == .wait(.seconds(1)))
+    starting.bootedAt = MicroTimestamp(microseconds: 1)
+    #expect(consider(provisioning, starting, at: 2200) == .write, "a boot is remembered")
+    #expect(consider(starting, status(.running, host: "h", ready: true), at: 2300) == .write)
+
+    var broken = provisioning
+    broken.conditions?.set("Attached", .false, reason: "AttachFailed", message: "no such file")
+    #expect(consider(provisioning, broken, at: 3000) == .write, "trouble is told at once")
+    var told = broken
+    told.conditions?.set("Attached", .false, reason: "Attaching", message: "again")
+    #expect(consider(broken, told, at: 3100) == .write, "and that it is over")
+    var next = starting
+    next.boot = 2
+    #expect(consider(starting, next, at: 3200) == .write)
+    var generation = starting
+    generation.observedGeneration = 2
+    #expect(consider(starting, generation, at: 3300) == .wait(.seconds(1)), "the first one tells nobody anything")
+    var later = generation
+    later.observedGeneration = 3
+    #expect(consider(generation, later, at: 3400) == .write)
+  }
+
+  @Test("A moment that was seen is not lost by waiting, unless another machine has the name by now")
+  func moments() {
+    var pace = StatusPace()
+    var seen = status(.pending)
+    var timeline = BareMetalMachine.Timeline()
+    timeline.applied = MicroTimestamp(microseconds: 10)
+    timeline.volumesReady = MicroTimestamp(microseconds: 20)
+    seen.timeline = timeline
+    _ = pace.consider(Self.key, uid: "u", old: nil, new: seen, at: .zero)
+    func machine(_ uid: String) -> BareMetalMachine {
+      BareMetalMachine(metadata: ObjectMeta(name: "m", namespace: "t", uid: uid), spec: .init(disks: []))
+    }
+    #expect(pace.completed(machine("u")).status?.timeline?.applied?.microseconds == 10)
+    #expect(pace.completed(machine("other")).status == nil)
+    var written = machine("u")
+    written.status = seen
+    written.status?.timeline?.applied = MicroTimestamp(microseconds: 5)
+    #expect(pace.completed(written).status?.timeline?.applied?.microseconds == 5, "what is written counts")
+    pace.forget(Self.key)
+    #expect(pace.completed(machine("u")).status == nil)
+  }
+
+  @Test("A handler reports what frees or holds up others at once, and devices that come a moment later")
+  func reports() {
+    var pace = ReportPace()
+    var old = BareMetalHost.DPUStatus()
+    old.ready = true
+    #expect(pace.consider(old: nil, new: old, at: .zero) == .write)
+    var more = old
+    more.slots = [.init(name: "blk-00-v", kind: .disk)]
+    #expect(pace.consider(old: old, new: more, at: .zero) == .wait(.seconds(1)))
+    #expect(pace.consider(old: old, new: more, at: .milliseconds(900)) == .wait(.milliseconds(100)))
+    #expect(pace.consider(old: old, new: more, at: .seconds(1)) == .write)
+    #expect(pace.consider(old: more, new: old, at: .seconds(2)) == .write, "a device that goes frees the host")
+    var booted = more
+    booted.boot = "b"
+    booted.interfaces = [.init(name: "eth0", mac: "02:00:00:00:00:01")]
+    #expect(pace.consider(old: more, new: booted, at: .seconds(3)) == .write)
+    var leased = booted
+    leased.interfaces?[0].address = "192.0.2.1"
+    leased.interfaces?[0].leasedAt = MicroTimestamp(microseconds: 1)
+    #expect(pace.consider(old: booted, new: leased, at: .seconds(4)) == .wait(.seconds(1)))
+    leased.interfaces?[0].reachable = true
+    #expect(pace.consider(old: booted, new: leased, at: .milliseconds(4300)) == .write, "with the ping it is whole")
+    var silent = leased
+    silent.ready = false
+    #expect(pace.consider(old: leased, new: silent, at: .seconds(5)) == .write)
+  }
+
+  private func host(_ name: String, held: Bool = false, labels: [String: String] = [:]) -> BareMetalHost {
+    var metadata = ObjectMeta(name: name)
+    metadata.labels = labels
+    metadata.finalizers = [Names.claimFinalizer]
+    var host = BareMetalHost(
+      metadata: metadata,
+      spec: .init(bmc: .init(address: "redfish://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d")))
+    var status = BareMetalHost.Status()
+    status.phase = held ? .claimed : .available
+    status.claim = held ? .init(namespace: "t", name: "m", uid: "u") : nil
+    status.dpu = .init()
+    status.dpu?.ready = true
+    var conditions: [Condition] = []
+    conditions.set("BMCReachable", .true, reason: "Answers", message: "")
+    conditions.set("DPUReady", .true, reason: "Ready", message: "")
+    status.conditions = conditions
+    host.status = status
+    return host
+  }
+
+  @Test("A host that becomes free wakes a few of those that may have it, and no other change wakes anybody")
+  func invitations() {
+    let waiting = (0..<1000).map { number in
+      var spec = BareMetalMachine.Spec(disks: [])
+      if number == 7 { spec.hostName = "other" }
+      if number == 8 { spec.hostSelector = .init(matchLabels: ["rack": "b"]) }
+      return BareMetalMachine(
+        metadata: ObjectMeta(name: "m\(number)", namespace: "t", uid: "uid-\(number)"), spec: spec)
+    }
+    let free = host("h1", labels: ["rack": "a"])
+    let invited = Scheduler.invited(waiting, to: free)
+    #expect(invited.count == Scheduler.invitedMax)
+    #expect(invited == Scheduler.invited(waiting.shuffled(), to: free), "the same ones whatever the order")
+    #expect(Set(invited) != Set(Scheduler.invited(waiting, to: host("h2"))), "others for another host")
+    #expect(Scheduler.invited([waiting[7], waiting[8]], to: free).isEmpty)
+    #expect(Scheduler.invited([waiting[8]], to: host("h3", labels: ["rack": "b"])) == [waiting[8].key])
+
+    #expect(Scheduler.isInviting(free, before: nil))
+    #expect(Scheduler.isInviting(free, before: host("h1", held: true)))
+    #expect(!Scheduler.isInviting(host("h1", held: true), before: free))
+    var report = free
+    report.status?.powerReadAt = .now()
+    #expect(!Scheduler.isInviting(report, before: free), "a reading of its power is nothing to those who wait")
+    var relabelled = free
+    relabelled.metadata.labels = ["rack": "b"]
+    #expect(Scheduler.isInviting(relabelled, before: free))
+  }
+}
