@@ -151,7 +151,8 @@ let package = Package(
     .executableTarget(
       name: "ycloud",
       dependencies: [
-        "BareMetal", "BMC", "CLinux", "DPU", "Fleet", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud", "MachineAPI",
+        "BareMetal", "BMC", "CLinux", "DPU", "Fleet", "IaaS", "JSON", "JSONRPC", "Kubernetes", "LocalCloud",
+        "MachineAPI",
         "OPIBridge", "Reconciler", "SoftDPU", "SoftHost", "Storage", "Telemetry", "WebServer", argumentParser, logging,
       ], swiftSettings: common),
     .executableTarget(

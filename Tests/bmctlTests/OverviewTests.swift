@@ -43,7 +43,8 @@ import bmctl
     ]
     #expect(
       PlanText.lines(plan, style: Self.plain) == [
-        "bm-01  Stopping", "  waits [2J", "To be done now, in any order:", "  • power of host-01: off", "Provided that:",
+        "bm-01  Stopping", "  waits [2J", "To be done now, in any order:", "  • power of host-01: off",
+        "Provided that:",
         "  • the power of host host-01 is On",
       ])
   }
