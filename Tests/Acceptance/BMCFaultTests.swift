@@ -102,7 +102,8 @@ struct BMCFaultTests {
     try await withMeddledBMC { cloud, meddler, _ in
       let before = meddler.passwordsTried
       try await cloud.writeCredentials(password: "wrong")
-      try await cloud.patchBMC(["credentialsSecretRef": ["name": .string(CloudUnderTest.testSecret)]])
+      // An account that works is read again after minutes only, or when somebody asks for it.
+      try await cloud.kubectl("annotate", "bmh", "host-01", "--overwrite", "iaas.yusur.io/rescan-requested=now")
       try await cloud.eventuallyHost("CredentialsCurrent", "False", mentions: CloudUnderTest.testSecret)
       // Whatever asks for the host's power now must not try the password again.
       try await cloud.apply(MachineManifest(name: "locked").json)
