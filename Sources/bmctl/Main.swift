@@ -29,6 +29,8 @@ struct Main: AsyncParsableCommand {
           StartCommand.self, StopCommand.self, RestartCommand.self, ConsoleCommand.self, SSHCommand.self,
         ]),
       CommandGroup(
+        name: "Change", subcommands: [DiskCommand.self, NICCommand.self]),
+      CommandGroup(
         name: "Manage", subcommands: [ImageCommand.self, HostCommand.self, CompletionCommand.self]),
     ])
 

@@ -25,6 +25,8 @@ package protocol Cluster: Sendable {
   func attachments(onHost host: String) async throws -> [VolumeAttachment]
   func create(_ attachment: VolumeAttachment) async throws
   func deleteAttachment(_ name: String, uid: String) async throws
+  /// Sets and, where the value is nil, removes annotations of an attachment.
+  func annotateAttachment(_ name: String, uid: String, _ changes: [String: String?]) async throws
 
   func bootData(host: String) async throws -> Secret?
   func create(bootData: Secret) async throws
@@ -107,6 +109,15 @@ package struct KubernetesCluster: Cluster {
 
   package func deleteAttachment(_ name: String, uid: String) async throws {
     try await client.delete(VolumeAttachment.self, name: name, uid: uid)
+  }
+
+  package func annotateAttachment(_ name: String, uid: String, _ changes: [String: String?]) async throws {
+    let annotations = changes.mapValues { value in value.map { JSONValue.string($0) } ?? .null }
+    caches.attachments.store(
+      try await client.mergePatch(
+        VolumeAttachment.self, name: name,
+        patch: ["metadata": ["uid": .string(uid), "annotations": .object(annotations)]],
+        fieldManager: ControllerNames.fieldManager))
   }
 
   package func bootData(host: String) async throws -> Secret? {

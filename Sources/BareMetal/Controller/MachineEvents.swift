@@ -53,5 +53,5 @@ package func machineEvents(
 /// Reasons of conditions that are false because something is on its way, as it should be.
 private let harmless: Set<String> = [
   "Waiting", "Claiming", "NotNeeded", "Attaching", "Preparing", "PoweringOn", "Off", "Stopping", "Stopped", "Deleting",
-  "Pending", "Provisioning", "Starting", "Unclear", "Reclaiming", "UploadPending", "UploadRunning",
+  "Pending", "Provisioning", "Starting", "Unclear", "Unplugging", "Reclaiming", "UploadPending", "UploadRunning",
 ]

@@ -15,6 +15,11 @@ package enum MachineStep: Sendable, Hashable {
   /// Takes an attachment away. Where `unlessHeld` names a host, only if the machine does not hold it: the server was
   /// not seen off, and what was known of the claim may be old.
   case deleteAttachment(String, uid: String, unlessHeld: String? = nil)
+  /// Changes annotations of an attachment; nil removes one.
+  case annotateAttachment(String, uid: String, [String: String?])
+  /// Does something only if the machine's spec is still what the plan was made from: it takes something from a running
+  /// server, and what was known of the spec may be old.
+  indirect case whileCurrent(generation: Int64?, MachineStep)
   case writeBootData(host: String, BootData)
   case deleteBootData(host: String, uid: String)
   case power(host: String, PowerWish)
@@ -24,6 +29,15 @@ package enum MachineStep: Sendable, Hashable {
   /// Whether it says something about the power of this host.
   package func isPower(of host: String) -> Bool {
     if case .power(host, _) = self { true } else { false }
+  }
+
+  /// Whether it takes this attachment away.
+  package func deletesAttachment(_ name: String?) -> Bool {
+    switch self {
+    case .deleteAttachment(let deleted, _, _): deleted == name
+    case .whileCurrent(_, let step): step.deletesAttachment(name)
+    default: false
+    }
   }
 
   /// For logs: what and to which object, without content.
@@ -36,6 +50,9 @@ package enum MachineStep: Sendable, Hashable {
     case .releaseHost(let host): "release host \(host)"
     case .createAttachment(let attachment): "create attachment \(attachment.metadata.name ?? "")"
     case .deleteAttachment(let name, _, _): "delete attachment \(name)"
+    case .annotateAttachment(let name, _, let changes):
+      "annotate attachment \(name): \(changes.keys.sorted().joined(separator: ", "))"
+    case .whileCurrent(_, let step): step.summary
     case .writeBootData(let host, _): "write the boot data of \(host)"
     case .deleteBootData(let host, _): "delete the boot data of \(host)"
     case .power(let host, let wish): "power of \(host): \(wish)"
@@ -77,6 +94,8 @@ package struct MachineView: Sendable {
   package var now: MicroTimestamp
   /// How long an operating system gets to shut down.
   package var shutdownGrace: Duration
+  /// How long a guest may hold on to what was removed before that is told.
+  package var unplugLimit: Duration = .seconds(60)
 
   package init(machine: BareMetalMachine, now: MicroTimestamp) {
     self.machine = machine
