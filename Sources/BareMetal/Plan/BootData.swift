@@ -1,4 +1,4 @@
-package import IaaS
+import IaaS
 import JSON
 package import Kubernetes
 

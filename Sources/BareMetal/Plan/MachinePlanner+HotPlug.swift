@@ -1,6 +1,6 @@
-package import DPU
-package import IaaS
-package import Kubernetes
+import DPU
+import IaaS
+import Kubernetes
 
 /// What changes while a machine runs: disks and interfaces that are added, removed and limited.
 extension MachinePlanner {
@@ -97,8 +97,7 @@ extension MachinePlanner {
   mutating func tellUnplugging(_ host: BareMetalHost, name: String, interfaces: [GuestInterface]?) {
     var asked: [String] = []
     var held: [String] = []
-    let limit = view.unplugLimit
-    let seconds = "\(limit.components.seconds) s"
+    let seconds = "\(view.unplugLimit.components.seconds) s"
     for attachment in view.attachments where attachment.host == name {
       let disk = attachment.disk ?? "?"
       let text = "disk '\(disk)' (volume \(attachment.volume))"
@@ -108,7 +107,7 @@ extension MachinePlanner {
         continue
       }
       let error = attachment.status?.detachError?.message.map { ": \($0)" } ?? ""
-      guard view.now.date.timeIntervalSince(since.date) >= Double(limit.components.seconds) else {
+      guard isOver(since) else {
         asked.append("the guest is asked to let go of \(text)")
         continue
       }
@@ -121,10 +120,10 @@ extension MachinePlanner {
       let wanted = Set(GuestInterface.slots(interfaces).keys)
       let before = conditions.condition(Kind.unplugged)
       // Nothing else tells since when: the condition itself does.
-      let since = before?.status == .false ? before?.lastTransitionTime?.date : nil
+      let since = before?.status == .false ? before?.lastTransitionTime : nil
       for slot in host.status?.dpu?.slots ?? [] where slot.kind == .nic {
         guard let index = GuestInterface.index(ofFunction: slot.name), !wanted.contains(index) else { continue }
-        if let since, view.now.date.timeIntervalSince(since) >= Double(limit.components.seconds) {
+        if let since, isOver(since) {
           held.append(
             "the network card \(slot.name) is still plugged \(seconds) after it was removed, without a network; it goes "
               + "when the guest lets go of it, or with the machine's next boot ('bmctl restart \(key.name)')")
@@ -140,6 +139,11 @@ extension MachinePlanner {
     } else {
       conditions.remove(Kind.unplugged)
     }
+  }
+
+  /// Whether the guest has had its time since a moment.
+  private func isOver(_ since: Timestamp) -> Bool {
+    view.now.microseconds - MicroTimestamp(since.date).microseconds >= view.unplugLimit.components.seconds * 1_000_000
   }
 
   /// Plugs and unplugs interfaces by name. Those that stay keep the addresses that the guest knows. Returns the boot data

@@ -1,4 +1,5 @@
 import BareMetal
+import DPU
 import Foundation
 import IaaS
 import Kubernetes
