@@ -178,7 +178,8 @@ public final class OPIClient: DPU {
       }
       let own = listed.filter { Self.id(of: $0.name) == Self.id(of: $0.volumeNameRef) }
       return Dictionary(
-        own.map { (Self.id(of: $0.volumeNameRef), VolumeLimits($0.limits.max)) }, uniquingKeysWith: { first, _ in first })
+        own.map { (Self.id(of: $0.volumeNameRef), VolumeLimits($0.limits.max)) },
+        uniquingKeysWith: { first, _ in first })
     } catch let error as DPUError where error.code == .unsupported {
       return [:]
     }

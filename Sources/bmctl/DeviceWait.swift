@@ -62,7 +62,9 @@ package enum DeviceGoal: Sendable, Hashable {
       }
       return .reached
     case .diskLimited(let disk, let limits):
-      guard let volume = volume(disk), volume["attached"]?.boolValue == true else { return .waits("the disk is not attached") }
+      guard let volume = volume(disk), volume["attached"]?.boolValue == true else {
+        return .waits("the disk is not attached")
+      }
       return volume["limits"] == limits ? .reached : .waits(message(BareMetalMachine.ConditionType.attached))
     case .interfacePlugged(let name):
       let addresses = status?["addresses"]?.arrayValue ?? []

@@ -53,53 +53,46 @@ extension ChangeTests {
     try await cloud.apply(manifest.json)
     try await cloud.eventuallyRunning("hot")
     let console = "\(cloud.directory)/hosts/host-01/console.log"
-    let before = (contentsOfFile(console) ?? "").utf8.count
-    func lines(_ prefix: String) -> [Substring] {
-      let text = contentsOfFile(console) ?? ""
-      return text.utf8.dropFirst(before).split(separator: 10).map { Substring($0) }.filter { $0.hasPrefix(prefix) }
-        .map { $0.last == "\r" ? $0.dropLast() : $0 }
-    }
-    func devices() -> Substring { lines("devices:").last ?? "" }
     try await eventually(within: .seconds(30), "the guest tells what it has") {
       (contentsOfFile(console) ?? "").contains("eth0=")
     }
+    let guest = GuestReport(console: console, start: (contentsOfFile(console) ?? "").utf8.count)
     var figures: [String] = []
-    func within(_ what: String, _ limit: Duration = .seconds(30), _ isSeen: () async throws -> Bool) async throws {
+    func within(_ what: String, _ limit: Duration = .seconds(30), _ isSeen: @Sendable () -> Bool) async throws {
       let begin = ContinuousClock.now
-      try await eventually(within: limit, every: .milliseconds(20), "\(what): \(devices())", isSeen)
+      try await eventually(within: limit, every: .milliseconds(20), "\(what): \(guest.devices)") { isSeen() }
       figures.append("\(what) \(begin.duration(to: .now))")
     }
 
     // A disk with its name and number, with I/O.
     try await cloud.bmctl("disk", "add", "hot", "data", "--size", "64Mi", "--storage-class", "ycloud")
-    try await within("disk in the guest") { devices().contains("=131072") }
+    try await within("disk in the guest") { guest.devices.contains("=131072") }
     try await eventually(within: .seconds(30), every: .milliseconds(100)) {
       try await cloud.disk("data", of: "hot")?["attached"]?.boolValue == true
     }
     let serial = try #require(try await cloud.disk("data", of: "hot")?["serial"]?.stringValue)
-    #expect(devices().contains(" \(serial)=131072"))
+    #expect(guest.devices.contains(" \(serial)=131072"))
     #expect(try await cloud.disk("data", of: "hot")?["device"]?.stringValue == "/dev/disk/by-id/virtio-\(serial)")
-    try await eventually(within: .seconds(30)) { lines("written and read: ").last?.hasSuffix(serial) == true }
+    try await eventually(within: .seconds(30)) { guest.lines("written and read: ").last?.hasSuffix(serial) == true }
 
     // Limits, while it is read all the time.
-    try await eventually(within: .seconds(60)) { lines("read: ").count >= 3 }
-    func times() -> [Int] { lines("read: ").compactMap { $0.split(separator: " ").dropFirst().first.flatMap { Int($0) } } }
-    let unlimited = times().min() ?? 0
+    try await eventually(within: .seconds(60)) { guest.lines("read: ").count >= 3 }
+    let unlimited = guest.times.min() ?? 0
     try await cloud.bmctl("disk", "limit", "hot", "data", "--read-bandwidth", "1Mi", "--wait")
     #expect(try await cloud.disk("data", of: "hot")?["limits"]?["readBandwidth"]?.stringValue == "1Mi")
-    let count = times().count
-    try await eventually(within: .seconds(60), "\(times())") { times().count >= count + 2 }
-    #expect((times().last ?? 0) > 4 * max(unlimited, 25), "4 MiB at 1 MiB a second, after \(unlimited) hundredths")
+    let count = guest.times.count
+    try await eventually(within: .seconds(60), "\(guest.times)") { guest.times.count >= count + 2 }
+    #expect((guest.times.last ?? 0) > 4 * max(unlimited, 25), "4 MiB at 1 MiB a second, after \(unlimited) hundredths")
     try await cloud.bmctl("disk", "limit", "hot", "data", "--read-bandwidth", "0", "--wait")
     #expect(try await cloud.disk("data", of: "hot")?["limits"] == nil)
 
     // Growth under I/O.
     try await cloud.bmctl("disk", "grow", "hot", "data", "96Mi")
-    try await within("growth in the guest") { devices().contains(" \(serial)=196608") }
+    try await within("growth in the guest") { guest.devices.contains(" \(serial)=196608") }
 
     // A card with an address.
     try await cloud.bmctl("nic", "add", "hot", "eth1")
-    try await within("card in the guest") { devices().contains(" eth1=") }
+    try await within("card in the guest") { guest.devices.contains(" eth1=") }
     try await eventually(within: .seconds(60), every: .milliseconds(200), "the card's address is known") {
       let addresses = try await cloud.object("bmm", "hot")?["status"]?["addresses"]?.arrayValue ?? []
       return addresses.contains { $0["interface"]?.stringValue == "eth1" && $0["address"]?.stringValue != nil }
@@ -108,19 +101,40 @@ extension ChangeTests {
 
     // And away with both; the disk that it booted from stays.
     try await cloud.bmctl("nic", "remove", "hot", "eth1")
-    try await within("card away from the guest") { !devices().contains(" eth1=") }
+    try await within("card away from the guest") { !guest.devices.contains(" eth1=") }
     try await cloud.bmctl("disk", "remove", "hot", "data")
-    try await within("disk away from the guest") { !devices().contains(" \(serial)=") }
+    try await within("disk away from the guest") { !guest.devices.contains(" \(serial)=") }
     try await eventually(within: .seconds(60), every: .milliseconds(100), "nothing is left of either") {
       let isTold = try await cloud.condition("Unplugged", of: "hot") != nil
       let attachments = try await cloud.objects("volumeattachment").count
       return attachments == 1 && !isTold
     }
     #expect(try await cloud.condition("RestartNeeded", of: "hot") == nil)
-    #expect((contentsOfFile(console) ?? "").dropFirst(before).contains("started after") == false, "it was restarted")
+    #expect(!guest.lines("tiny: ").contains { $0.contains("started after") }, "it was restarted")
     #expect(try await cloud.object("pvc", "hot-data") != nil, "the volume stays")
     print("hot plug: \(figures.joined(separator: ", "))")
     try await cloud.deleteAndCheck("hot")
+  }
+}
+
+/// What the watcher in the guest has told on its console since a moment.
+private struct GuestReport: Sendable {
+  let console: String
+  /// Bytes of the console's log that were there before.
+  let start: Int
+
+  func lines(_ prefix: String) -> [String] {
+    (contentsOfFile(console) ?? "").utf8.dropFirst(start).split(separator: 10).map { line in
+      String(decoding: line.last == 13 ? line.dropLast() : line, as: UTF8.self)
+    }.filter { $0.hasPrefix(prefix) }
+  }
+
+  /// Serial numbers with sectors, and cards with addresses, as they were told last.
+  var devices: String { lines("devices:").last ?? "" }
+
+  /// How long the guest took to read 4 MiB, in hundredths of a second.
+  var times: [Int] {
+    lines("read: ").compactMap { line in line.split(separator: " ").dropFirst().first.flatMap { Int($0) } }
   }
 }
 

@@ -8,7 +8,8 @@ struct DeviceTests {
     "metadata": ["name": "bm-01", "generation": 4],
     "spec": [
       "disks": [
-        ["name": "root", "future": 7], ["name": "data", "readOnly": false, "limits": ["iops": 5000, "bandwidth": "1Gi"]],
+        ["name": "root", "future": 7],
+        ["name": "data", "readOnly": false, "limits": ["iops": 5000, "bandwidth": "1Gi"]],
       ]
     ],
     "status": [
@@ -89,7 +90,9 @@ struct DeviceTests {
     }
     #expect(DeviceGoal.diskGone("other").outcome(held) == .waits("it holds on"))
     let later = status {
-      $0["conditions"] = [["type": "Attached", "status": "True", "reason": "RestartNeeded", "message": "at the next stop"]]
+      $0["conditions"] = [
+        ["type": "Attached", "status": "True", "reason": "RestartNeeded", "message": "at the next stop"]
+      ]
     }
     #expect(DeviceGoal.diskGone("root").outcome(later) == .never("at the next stop"))
     let invalid = status { $0["conditions"] = [["type": "Valid", "status": "False", "message": "no such limit"]] }

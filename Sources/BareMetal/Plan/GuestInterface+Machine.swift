@@ -60,7 +60,8 @@ extension GuestInterface {
   /// Interfaces by their place on the bus.
   package static func slots(_ interfaces: [GuestInterface]) -> [Int: GuestInterface] {
     Dictionary(
-      interfaces.enumerated().map { ($0.element.index ?? $0.offset, $0.element) }, uniquingKeysWith: { first, _ in first })
+      interfaces.enumerated().map { ($0.element.index ?? $0.offset, $0.element) },
+      uniquingKeysWith: { first, _ in first })
   }
 
   /// The place on the bus in a function's name, `nic-<index>-<name>`; nil for other names.

@@ -282,7 +282,11 @@ package enum HandlerPlan {
       if let match, match.name == present.name, match.mac == present.mac {
         if present.fault == nil { inPlace.insert(present.index) }
       } else if !keepsBoot {
-        if match == nil { partings.append(.unplugInterface(present)) } else { removals.append(.unplugInterface(present)) }
+        if match == nil {
+          partings.append(.unplugInterface(present))
+        } else {
+          removals.append(.unplugInterface(present))
+        }
       }
     }
     for (index, interface) in wanted.sorted(by: { $0.key < $1.key }) where !inPlace.contains(index) {

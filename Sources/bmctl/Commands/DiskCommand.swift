@@ -160,7 +160,8 @@ struct DiskRemoveCommand: AsyncParsableCommand {
       var patch: JSONValue = [:]
       if let disks = MachineEdit.removing(disk, from: .disks, of: machine) {
         guard !disks.isEmpty else {
-          throw CommandError(.conflict, MachineEdit.machineName(machine), "'\(disk)' is its only disk; a machine needs one")
+          throw CommandError(
+            .conflict, MachineEdit.machineName(machine), "'\(disk)' is its only disk; a machine needs one")
         }
         patch["spec"] = ["disks": .array(disks)]
       } else if !force {

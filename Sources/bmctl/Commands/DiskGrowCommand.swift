@@ -71,7 +71,8 @@ struct DiskGrowCommand: AsyncParsableCommand {
         return Output.line("\(machine): disk \(disk) has \(capacity) after \(seconds)")
       }
       let reason = TextWidth.printable(
-        present.status?.conditions?.first.map { $0.message ?? $0.type } ?? "waits for csi-controller to grow the volume")
+        present.status?.conditions?.first.map { $0.message ?? $0.type } ?? "waits for csi-controller to grow the volume"
+      )
       progress.show("[\(TextWidth.padded(seconds, to: 8, right: true))] \(claim) \(reason)", key: reason)
       guard start.duration(to: .now) < .seconds(options.timeout) else {
         progress.keep()
