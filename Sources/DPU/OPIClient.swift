@@ -200,10 +200,11 @@ public final class OPIClient: DPU {
         $0.volumeNameRef = "volumes/\(name)"
         $0.limits.max = OPIQosLimit(limits)
       }
-      // Made where it is missing.
+      // Made where it is missing; all of it, so that a limit that is no more is lifted.
       _ = try await self.qualities.updateQosVolume(
         .with {
           $0.qosVolume = wanted
+          $0.updateMask = .with { $0.paths = ["*"] }
           $0.allowMissing = true
         }, options: self.options)
     }

@@ -62,6 +62,16 @@ package enum MachineEdit {
     return changed == entries ? nil : changed
   }
 
+  /// Metadata by which a removed disk is, or is not, cut off from the guest; nil where that is so already.
+  package static func forcing(_ disk: String, _ isForced: Bool, of machine: JSONValue) -> JSONValue? {
+    let before = machine["metadata"]?["annotations"]?[Names.forceUnplugAnnotation]?.stringValue ?? ""
+    let names = before.split(separator: ",").map(String.init)
+    guard names.contains(disk) != isForced else { return nil }
+    let after = isForced ? names + [disk] : names.filter { $0 != disk }
+    let value: JSONValue = after.isEmpty ? .null : .string(after.joined(separator: ","))
+    return ["annotations": .object([Names.forceUnplugAnnotation: value])]
+  }
+
   package static func missing(_ list: List, _ name: String, of machine: JSONValue) -> CommandError {
     let names = entries(list, of: machine).compactMap { $0["name"]?.stringValue }.joined(separator: ", ")
     return CommandError(

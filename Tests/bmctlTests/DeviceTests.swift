@@ -54,6 +54,12 @@ struct DeviceTests {
     let rest = MachineEdit.removing("data", from: .disks, of: machine)
     #expect(rest == [["name": "root", "future": 7]])
     #expect(MachineEdit.removing("datum", from: .disks, of: machine) == nil)
+    let forced = MachineEdit.forcing("data", true, of: machine)
+    #expect(forced == ["annotations": ["iaas.yusur.io/force-unplug": "data"]])
+    #expect(MachineEdit.forcing("data", false, of: machine) == nil)
+    #expect(
+      MachineEdit.forcing("data", false, of: ["metadata": forced ?? [:]])
+        == ["annotations": ["iaas.yusur.io/force-unplug": .null]])
     #expect(MachineEdit.missing(.disks, "datum", of: machine).description.contains("root, data"))
   }
 

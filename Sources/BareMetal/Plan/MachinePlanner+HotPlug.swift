@@ -132,8 +132,8 @@ extension MachinePlanner {
         }
       }
     }
-    if let first = held.first {
-      set(Kind.unplugged, false, "HeldByGuest", (held + asked).isEmpty ? first : (held + asked).joined(separator: "; "))
+    if !held.isEmpty {
+      set(Kind.unplugged, false, "HeldByGuest", (held + asked).joined(separator: "; "))
     } else if !asked.isEmpty {
       set(Kind.unplugged, false, "Unplugging", asked.joined(separator: "; "))
     } else {

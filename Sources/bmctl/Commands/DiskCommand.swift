@@ -128,7 +128,11 @@ struct DiskAddCommand: AsyncParsableCommand {
     if !limits.isEmpty { entry["limits"] = .object(limits) }
     let wanted = entry
     try await options.change(machine, done: "disk \(disk) is added", goal: .diskAttached(disk)) { machine in
-      try MachineEdit.adding(wanted, to: .disks, of: machine).map { ["spec": ["disks": .array($0)]] }
+      guard let disks = try MachineEdit.adding(wanted, to: .disks, of: machine) else { return nil }
+      var patch: JSONValue = ["spec": ["disks": .array(disks)]]
+      // A removal by force that was asked for once is not for this disk.
+      patch["metadata"] = MachineEdit.forcing(disk, false, of: machine)
+      return patch
     }
   }
 }
@@ -168,14 +172,7 @@ struct DiskRemoveCommand: AsyncParsableCommand {
         // With force the disk may have been removed before.
         throw MachineEdit.missing(.disks, disk, of: machine)
       }
-      if force {
-        let before = machine["metadata"]?["annotations"]?[Names.forceUnplugAnnotation]?.stringValue ?? ""
-        var names = before.split(separator: ",").map(String.init)
-        if !names.contains(disk) { names.append(disk) }
-        patch["metadata"] = [
-          "annotations": .object([Names.forceUnplugAnnotation: .string(names.joined(separator: ","))])
-        ]
-      }
+      if let metadata = MachineEdit.forcing(disk, force, of: machine) { patch["metadata"] = metadata }
       return patch
     }
   }
