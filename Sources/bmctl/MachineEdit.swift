@@ -47,16 +47,16 @@ package enum MachineEdit {
     return rest.count == entries.count ? nil : rest
   }
 
-  /// The list with the limits of a disk changed: those given are set, empty ones lifted, the others stay.
-  package static func limiting(_ disk: String, _ limits: [String: JSONValue?], of machine: JSONValue) throws
-    -> [JSONValue]?
-  {
+  /// The list with the limits of a disk changed: those given are set, null ones lifted, the others stay.
+  package static func limiting(
+    _ disk: String, _ limits: [String: JSONValue], of machine: JSONValue
+  ) throws -> [JSONValue]? {
     let entries = entries(.disks, of: machine)
     guard let index = entries.firstIndex(where: { $0["name"]?.stringValue == disk }) else {
       throw missing(.disks, disk, of: machine)
     }
     var members = entries[index]["limits"]?.objectValue ?? [:]
-    for (name, value) in limits { members[name] = value }
+    for (name, value) in limits { members[name] = value == .null ? nil : value }
     var changed = entries
     changed[index]["limits"] = members.isEmpty ? nil : .object(members)
     return changed == entries ? nil : changed
@@ -65,7 +65,7 @@ package enum MachineEdit {
   /// Metadata by which a removed disk is, or is not, cut off from the guest; nil where that is so already.
   package static func forcing(_ disk: String, _ isForced: Bool, of machine: JSONValue) -> JSONValue? {
     let before = machine["metadata"]?["annotations"]?[Names.forceUnplugAnnotation]?.stringValue ?? ""
-    let names = before.split(separator: ",").map(String.init)
+    let names = before.split(separator: ",").map { String($0.filter { $0 != " " }) }
     guard names.contains(disk) != isForced else { return nil }
     let after = isForced ? names + [disk] : names.filter { $0 != disk }
     let value: JSONValue = after.isEmpty ? .null : .string(after.joined(separator: ","))

@@ -65,12 +65,12 @@ struct DeviceTests {
 
   @Test("A limit is set, lifted, or stays")
   func limiting() throws {
-    func limits(_ changes: [String: JSONValue?]) throws -> JSONValue? {
+    func limits(_ changes: [String: JSONValue]) throws -> JSONValue? {
       try MachineEdit.limiting("data", changes, of: machine)?[1]["limits"]
     }
     #expect(try limits(["iops": .integer(9000)]) == ["iops": 9000, "bandwidth": "1Gi"])
-    #expect(try limits(["iops": .some(nil)]) == ["bandwidth": "1Gi"])
-    let lifted = try MachineEdit.limiting("data", ["iops": .some(nil), "bandwidth": .some(nil)], of: machine)
+    #expect(try limits(["iops": .null]) == ["bandwidth": "1Gi"])
+    let lifted = try MachineEdit.limiting("data", ["iops": .null, "bandwidth": .null], of: machine)
     #expect(lifted?[1]["limits"] == nil)
     #expect(try MachineEdit.limiting("data", ["iops": .integer(5000)], of: machine) == nil)
     #expect(throws: CommandError.self) { try MachineEdit.limiting("datum", [:], of: machine) }

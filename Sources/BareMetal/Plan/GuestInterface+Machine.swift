@@ -6,10 +6,12 @@ extension GuestInterface {
   /// The most interfaces that a server can have on its bus.
   package static let most = 32
 
-  /// A machine's interfaces at a boot, with the MAC addresses that they get.
-  package static func all(of machine: BareMetalMachine) -> [GuestInterface] {
+  /// A machine's interfaces at a boot, with the MAC addresses that they get. `booted` are those that it has now, where it
+  /// runs.
+  package static func all(of machine: BareMetalMachine, booted: [GuestInterface] = []) -> [GuestInterface] {
     var known: [String: String] = [:]
     for address in machine.status?.addresses ?? [] { known[address.interface] = address.mac }
+    for interface in booted { known[interface.name] = interface.mac }
     let derived = (0..<most).map { MACAddress.derived(uid: machine.metadata.uid ?? "", index: $0) }
     // What was asked for explicitly once is not kept; what was derived is, also where the list has changed since.
     known = known.filter { derived.contains($0.value) }

@@ -22,7 +22,8 @@ extension MachinePlanner {
     }
     guard let data else { return }
     changedFields += BareMetal.changedFields(
-      from: data, to: machine.spec, interfaces: GuestInterface.all(of: machine), userData: view.userData)
+      from: data, to: machine.spec, interfaces: GuestInterface.all(of: machine, booted: data.interfaces),
+      userData: view.userData)
   }
 
   /// Sets the condition by what was noted.

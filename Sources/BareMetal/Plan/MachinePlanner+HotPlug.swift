@@ -90,7 +90,7 @@ extension MachinePlanner {
   /// The disks that somebody asked to be cut off.
   private var forcedDisks: Set<String> {
     let text = machine.metadata.annotations?[Names.forceUnplugAnnotation] ?? ""
-    return Set(text.split(separator: ",").map { String($0).trimmingSpaces() })
+    return Set(text.split(separator: ",").map { String($0.drop { $0 == " " }).trimmingSpaces() })
   }
 
   /// Says what a running server still has of what was removed.

@@ -65,15 +65,15 @@ struct LimitOptions: ParsableArguments {
     }
   }
 
-  /// Those that were given; nil for those that are lifted.
-  var given: [String: JSONValue?] {
-    var limits: [String: JSONValue?] = [:]
-    if let iops { limits["iops"] = iops == 0 ? .some(nil) : .integer(Int64(iops)) }
+  /// Those that were given; null for those that are lifted.
+  var given: [String: JSONValue] {
+    var limits: [String: JSONValue] = [:]
+    if let iops { limits["iops"] = iops == 0 ? .null : .integer(Int64(iops)) }
     for (name, text) in [
       ("bandwidth", bandwidth), ("readBandwidth", readBandwidth), ("writeBandwidth", writeBandwidth),
     ] {
       guard let text else { continue }
-      limits[name] = Quantity(text)?.bytes == 0 ? .some(nil) : .string(text)
+      limits[name] = Quantity(text)?.bytes == 0 ? .null : .string(text)
     }
     return limits
   }
@@ -124,7 +124,7 @@ struct DiskAddCommand: AsyncParsableCommand {
       entry["template"] = template
     }
     if readOnly { entry["readOnly"] = true }
-    let limits = limits.given.compactMapValues { $0 }
+    let limits = limits.given.filter { $0.value != .null }
     if !limits.isEmpty { entry["limits"] = .object(limits) }
     let wanted = entry
     try await options.change(machine, done: "disk \(disk) is added", goal: .diskAttached(disk)) { machine in
