@@ -54,7 +54,7 @@ struct PlannerTests {
     metadata.labels = [Names.hostLabel: "h"]
     metadata.annotations = [
       Names.machineUIDAnnotation: uid, Names.machineAnnotation: "n/other", Names.bootOrderAnnotation: "1",
-      Names.readOnlyAnnotation: "false",
+      Names.readOnlyAnnotation: "false", Names.diskAnnotation: "root",
     ]
     return VolumeAttachment(
       metadata: metadata,

@@ -17,7 +17,7 @@ extension MachinePlanner {
       return
     }
     if status.bootedAt != nil {
-      planBooted(host, name: name, power: power)
+      planBooted(host, name: name, power: power, mayChange: mayStart)
       return
     }
     // A restart that was asked for before the first boot is this boot.
@@ -60,6 +60,7 @@ extension MachinePlanner {
   mutating func nextBoot() {
     status.boot = boot + 1
     status.bootedAt = nil
+    conditions.remove(Kind.unplugged)
     status.addresses = status.addresses?.map { .init(interface: $0.interface, mac: $0.mac) }
   }
 
@@ -77,7 +78,7 @@ extension MachinePlanner {
       if isPrepared {
         status.bootedAt = view.now
         if status.timeline?.poweredOn == nil { stampPoweredOn() }
-        planBooted(host, name: name, power: power)
+        planBooted(host, name: name, power: power, mayChange: mayStart)
         return
       }
       // Nobody but this machine may have it on, and with other disks than these it must not run.
@@ -142,6 +143,7 @@ extension MachinePlanner {
         }
         continue
       }
+      if present.host == name, !present.metadata.isBeingDeleted { annotate(present, for: disk) }
       if present.metadata.isBeingDeleted || present.host != name || !matches(present, disk) {
         message = message ?? "disk '\(disk.name)' is detached first, to be attached anew"
         if present.host == name, !present.metadata.isBeingDeleted { detach(present, name: name, power: power) }
@@ -220,7 +222,7 @@ extension MachinePlanner {
 
   // MARK: After power on
 
-  private mutating func planBooted(_ host: BareMetalHost, name: String, power: PowerView) {
+  private mutating func planBooted(_ host: BareMetalHost, name: String, power: PowerView, mayChange: Bool) {
     switch power.power {
     case .on, .poweringOn, .unknown, .poweringOff:
       let isOn = power.power == .on || (power.power != .poweringOff && conditions.isTrue(Kind.powered))
@@ -233,8 +235,10 @@ extension MachinePlanner {
       if power.confirmedOff { nextBoot() }
       return
     }
-    planHotPlug(host, name: name, power: power)
-    noteChanges(on: name, booted: bootDataInEffect(host, name: name))
+    planHotPlug(host, name: name, mayChange: mayChange)
+    let booted = planInterfaces(on: name, booted: bootDataInEffect(host, name: name), mayChange: mayChange)
+    tellUnplugging(host, name: name, interfaces: booted?.interfaces)
+    noteChanges(on: name, booted: booted)
     readGuest(host)
   }
 
@@ -246,45 +250,27 @@ extension MachinePlanner {
     guard case .text(let userData) = view.userData else { return nil }
     let wanted = GuestInterface.all(of: machine)
     let shown = host.status?.dpu?.boot == token ? host.status?.dpu?.interfaces : nil
-    let interfaces = shown?.map { interface in
-      wanted.first { $0.name == interface.name && $0.mac == interface.mac }
+    let slots = host.status?.dpu?.slots ?? []
+    let interfaces = shown?.enumerated().map { position, interface in
+      var result =
+        wanted.first { $0.name == interface.name && $0.mac == interface.mac }
         ?? GuestInterface(name: interface.name, mac: interface.mac)
-    }
-    steps.append(.writeBootData(host: name, bootData(userData: userData, interfaces: interfaces ?? wanted)))
-    return nil
-  }
-
-  /// Disks that were added while the machine runs are attached at once; removed ones at the next stop.
-  private mutating func planHotPlug(_ host: BareMetalHost, name: String, power: PowerView) {
-    var message: String?
-    for disk in machine.spec.disks {
-      guard let volume = volumes[disk.name] else {
-        message = message ?? "disk '\(disk.name)' has no volume yet"
-        continue
-      }
-      if let present = view.attachments.first(where: { $0.volume == volume }) {
-        if !present.isAttached {
-          message =
-            present.status?.attachError?.message.map { "disk '\(disk.name)': \($0)" }
-            ?? "waits for bm-handler of \(name) to attach disk '\(disk.name)'"
+      // Where it is plugged, which is not always its place in the list.
+      let index = slots.lazy.compactMap { slot in
+        GuestInterface.index(ofFunction: slot.name).flatMap {
+          slot.name == Names.networkFunction(index: $0, interface: interface.name) ? $0 : nil
         }
-      } else if view.foreignAttachments[volume] == nil {
-        steps.append(.createAttachment(attachment(disk: disk, volume: volume, host: host)))
-        message = message ?? "attaches disk '\(disk.name)'"
-      } else {
-        message = message ?? "the volume of disk '\(disk.name)' is attached for another machine"
-      }
+      }.first
+      result.index = index == position ? nil : index
+      return result
     }
-    let wanted = Set(volumes.values)
-    if let extra = view.attachments.first(where: { $0.host == name && !wanted.contains($0.volume) }),
-      volumes.count == machine.spec.disks.count
-    {
-      set(
-        Kind.attached, true, "RestartNeeded",
-        "the volume \(extra.volume), which the spec does not name any more, is detached at the next stop or restart")
-      return
-    }
-    set(Kind.attached, message == nil, message == nil ? "Attached" : "Attaching", message ?? "the DPU shows every disk")
+    // What was plugged and unplugged since counts as well, by the spec as it is at this moment.
+    var data = bootData(userData: userData, interfaces: interfaces ?? wanted)
+    let running = GuestInterface.running(machine, booted: data.interfaces)
+    if running != data.interfaces { data.bootInterfaces = data.interfaces }
+    data.interfaces = running
+    steps.append(.whileCurrent(generation: machine.metadata.generation, .writeBootData(host: name, data)))
+    return nil
   }
 
   /// What bm-handler saw of the guest in this boot.
