@@ -181,7 +181,13 @@ extension MachinePlanner {
 
   /// Whether seed disk and interfaces of this boot are in place; plans what is missing.
   private mutating func planBootData(_ host: BareMetalHost, name: String) -> Bool {
-    let interfaces = GuestInterface.all(of: machine)
+    let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
+    var interfaces = GuestInterface.all(of: machine)
+    // The handler may have made it so already, and said that the boot is ready: what the server may run with stays in
+    // its place.
+    if let present, present.boot == token, present.machineUID == uid {
+      interfaces = GuestInterface.running(machine, booted: present.interfaces)
+    }
     status.addresses = interfaces.map { interface in
       .init(interface: interface.name, mac: interface.mac, address: nil)
     }
@@ -194,7 +200,6 @@ extension MachinePlanner {
       return false
     }
     let wanted = bootData(userData: userData, interfaces: interfaces)
-    let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
     guard present == wanted else {
       steps.append(.writeBootData(host: name, wanted))
       if conditions.isTrue(Kind.attached) { set(Kind.attached, false, "Preparing", "writes the boot data") }
