@@ -102,6 +102,8 @@ extension MachinePlanner {
 
   private mutating func prepareBoot(_ host: BareMetalHost, name: String, power: PowerView) -> Bool {
     let disksReady = planAttachments(host, name: name, power: power, mayAttach: power.power == .off)
+    // A server that is on with this boot has it in effect; interfaces that changed meanwhile are plugged as in any boot.
+    if power.power == .on, host.status?.dpu?.boot == token { return disksReady }
     let bootReady = planBootData(host, name: name)
     return disksReady && bootReady
   }
