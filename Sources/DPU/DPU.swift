@@ -9,17 +9,26 @@ public struct BlockVolume: Sendable, Hashable {
   /// Size of the volume in blocks.
   public var blockCount: UInt64
   public var readOnly: Bool
+  /// The limits in effect; none also where the DPU cannot tell.
+  public var limits: VolumeLimits
 
-  public init(name: String, file: String, blockSize: Int, blockCount: UInt64, readOnly: Bool) {
+  public init(
+    name: String, file: String, blockSize: Int, blockCount: UInt64, readOnly: Bool, limits: VolumeLimits = .init()
+  ) {
     self.name = name
     self.file = file
     self.blockSize = blockSize
     self.blockCount = blockCount
     self.readOnly = readOnly
+    self.limits = limits
   }
 
   /// Size of the volume in bytes.
   public var capacity: UInt64 { blockCount &* UInt64(max(0, blockSize)) }
+
+  /// The serial number that a guest reads from the disk (virtio 1.2, section 5.2.6, VIRTIO_BLK_T_GET_ID): the first 20
+  /// bytes of the volume's name.
+  public var serial: String { String(decoding: name.utf8.prefix(20), as: UTF8.self) }
 }
 
 /// A PCIe function of the server that shows a volume as a disk.
@@ -58,6 +67,9 @@ public protocol DPU: Sendable {
   /// Closes a volume; its file stays. A volume with a function is in use and is refused.
   func deleteVolume(name: String) async throws
 
+  /// Sets what the volume may do at most, also while the server uses it. Limits that are none lift all of them.
+  func limitVolume(name: String, _ limits: VolumeLimits) async throws
+
   /// Takes notice of a file that has grown, and tells the server.
   func rescanVolume(name: String) async throws
 
@@ -65,5 +77,15 @@ public protocol DPU: Sendable {
   func plug(function: String, volume: String, readOnly: Bool) async throws
 
   /// Takes a disk away from the server. When this returns, the server can reach the volume no more.
-  func unplug(function: String) async throws
+  ///
+  /// A server that runs is asked first: until its operating system lets go, the error is `.busy`, the function stays
+  /// listed, and the server is asked on.
+  /// - Parameter force: Cuts the server off from the volume at once, whether it lets go or not. Requests that it made
+  ///   before are carried out or fail first.
+  func unplug(function: String, force: Bool) async throws
+}
+
+extension DPU {
+  /// Takes a disk away with the server's consent.
+  public func unplug(function: String) async throws { try await unplug(function: function, force: false) }
 }

@@ -11,6 +11,8 @@ public struct DPUError: Error, Sendable, CustomStringConvertible {
     case notFound
     /// The object is in use by another.
     case busy
+    /// The data plane cannot do this at all.
+    case unsupported
     /// The data plane refused, for another reason.
     case refused
     /// The answer was not understood.

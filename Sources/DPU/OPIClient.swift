@@ -16,6 +16,7 @@ public final class OPIClient: DPU {
   private let client: GRPCClient<HTTP2ClientTransport.Posix>
   private let volumeService: YCVolumeService.Client<HTTP2ClientTransport.Posix>
   private let disks: OPIFrontendVirtioBlkService.Client<HTTP2ClientTransport.Posix>
+  private let qualities: OPIMiddleendQosVolumeService.Client<HTTP2ClientTransport.Posix>
   private let options: CallOptions
 
   /// The most that one page of a list has.
@@ -31,6 +32,7 @@ public final class OPIClient: DPU {
     client = GRPCClient(transport: try Self.transport(address))
     volumeService = YCVolumeService.Client(wrapping: client)
     disks = OPIFrontendVirtioBlkService.Client(wrapping: client)
+    qualities = OPIMiddleendQosVolumeService.Client(wrapping: client)
   }
 
   private static func transport(_ address: Address) throws -> HTTP2ClientTransport.Posix {
@@ -64,7 +66,8 @@ public final class OPIClient: DPU {
   }
 
   public func volumes() async throws -> [BlockVolume] {
-    try await translated("list volumes") {
+    let limits = try await limits()
+    return try await translated("list volumes") {
       try await self.pages { token in
         let page = try await self.volumeService.listVolumes(
           .with {
@@ -74,9 +77,11 @@ public final class OPIClient: DPU {
         return (page.volumes, page.nextPageToken)
       }.map { volume in
         let blockSize = max(1, Int(volume.blockSize))
+        let name = Self.id(of: volume.name)
         return BlockVolume(
-          name: Self.id(of: volume.name), file: volume.file, blockSize: blockSize,
-          blockCount: UInt64(max(0, volume.capacityBytes)) / UInt64(blockSize), readOnly: volume.readOnly)
+          name: name, file: volume.file, blockSize: blockSize,
+          blockCount: UInt64(max(0, volume.capacityBytes)) / UInt64(blockSize), readOnly: volume.readOnly,
+          limits: limits[name] ?? VolumeLimits())
       }.sorted { $0.name < $1.name }
     }
   }
@@ -134,6 +139,8 @@ public final class OPIClient: DPU {
   }
 
   public func deleteVolume(name: String) async throws {
+    // Its limits are a resource of their own, which holds it.
+    if try await limits()[name] != nil { try await limitVolume(name: name, VolumeLimits()) }
     try await translated("delete volume \(name)") {
       _ = try await self.volumeService.deleteVolume(
         .with {
@@ -146,6 +153,60 @@ public final class OPIClient: DPU {
   public func rescanVolume(name: String) async throws {
     try await translated("rescan volume \(name)") {
       _ = try await self.volumeService.growVolume(.with { $0.name = "volumes/\(name)" }, options: self.options)
+    }
+  }
+
+  // MARK: Limits
+
+  /// The key of a deletion's gRPC metadata by which a server is cut off from its disk.
+  public static let forceKey = "ycloud-force"
+
+  private static func quality(_ volume: String) -> String { "qosVolumes/\(volume)" }
+
+  /// The limits in effect, by volume. A bridge without the service has none.
+  private func limits() async throws -> [String: VolumeLimits] {
+    do {
+      let listed = try await translated("list limits") {
+        try await self.pages { token in
+          let page = try await self.qualities.listQosVolumes(
+            .with {
+              $0.pageSize = Self.pageSize
+              $0.pageToken = token
+            }, options: self.options)
+          return (page.qosVolumes, page.nextPageToken)
+        }
+      }
+      let own = listed.filter { Self.id(of: $0.name) == Self.id(of: $0.volumeNameRef) }
+      return Dictionary(
+        own.map { (Self.id(of: $0.volumeNameRef), VolumeLimits($0.limits.max)) },
+        uniquingKeysWith: { first, _ in first })
+    } catch let error as DPUError where error.code == .unsupported {
+      return [:]
+    }
+  }
+
+  public func limitVolume(name: String, _ limits: VolumeLimits) async throws {
+    try await translated("limit volume \(name)") {
+      guard !limits.isNone else {
+        _ = try await self.qualities.deleteQosVolume(
+          .with {
+            $0.name = Self.quality(name)
+            $0.allowMissing = true
+          }, options: self.options)
+        return
+      }
+      let wanted = OPIQosVolume.with {
+        $0.name = Self.quality(name)
+        $0.volumeNameRef = "volumes/\(name)"
+        $0.limits.max = OPIQosLimit(limits)
+      }
+      // Made where it is missing; all of it, so that a limit that is no more is lifted.
+      _ = try await self.qualities.updateQosVolume(
+        .with {
+          $0.qosVolume = wanted
+          $0.updateMask = .with { $0.paths = ["*"] }
+          $0.allowMissing = true
+        }, options: self.options)
     }
   }
 
@@ -181,13 +242,16 @@ public final class OPIClient: DPU {
     }
   }
 
-  public func unplug(function: String) async throws {
+  public func unplug(function: String, force: Bool) async throws {
     try await translated("unplug \(function)") {
+      // OPI has no word for it; a bridge that does not know this one asks the server all the same.
+      var metadata = Metadata()
+      if force { metadata.addString("true", forKey: Self.forceKey) }
       _ = try await self.disks.deleteVirtioBlk(
         .with {
           $0.name = "virtioBlks/\(function)"
           $0.allowMissing = true
-        }, options: self.options)
+        }, metadata: metadata, options: self.options)
     }
   }
 
@@ -216,8 +280,28 @@ public final class OPIClient: DPU {
     case .alreadyExists: .conflict
     case .notFound: .notFound
     case .failedPrecondition: .busy
+    case .unimplemented: .unsupported
     case .internalError, .dataLoss, .unknown: .malformed
     default: .refused
     }
+  }
+}
+
+extension VolumeLimits {
+  /// OPI counts requests in thousands.
+  init(_ limit: OPIQosLimit) {
+    self.init(
+      iops: limit.rwIopsKiops &* 1000, bandwidth: limit.rwBandwidthMbs, readBandwidth: limit.rdBandwidthMbs,
+      writeBandwidth: limit.wrBandwidthMbs)
+  }
+}
+
+extension OPIQosLimit {
+  init(_ limits: VolumeLimits) {
+    self.init()
+    rwIopsKiops = limits.iops / 1000
+    rwBandwidthMbs = limits.bandwidth
+    rdBandwidthMbs = limits.readBandwidth
+    wrBandwidthMbs = limits.writeBandwidth
   }
 }

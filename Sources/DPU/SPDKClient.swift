@@ -44,7 +44,8 @@ public struct SPDKClient: DPU {
     let isReadOnly =
       aio["readonly"]?.boolValue ?? value["supported_io_types"]?["write"]?.boolValue.map { !$0 } ?? false
     return BlockVolume(
-      name: name, file: file, blockSize: blockSize, blockCount: UInt64(count), readOnly: isReadOnly)
+      name: name, file: file, blockSize: blockSize, blockCount: UInt64(count), readOnly: isReadOnly,
+      limits: VolumeLimits(assigned: value["assigned_rate_limits"]))
   }
 
   public func functions() async throws -> [BlockFunction] {
@@ -111,6 +112,15 @@ public struct SPDKClient: DPU {
     }
   }
 
+  public func limitVolume(name: String, _ limits: VolumeLimits) async throws {
+    _ = try await call(
+      "limit volume \(name)", "bdev_set_qos_limit",
+      [
+        "name": .string(name), "rw_ios_per_sec": .integer(limits.iops), "rw_mbytes_per_sec": .integer(limits.bandwidth),
+        "r_mbytes_per_sec": .integer(limits.readBandwidth), "w_mbytes_per_sec": .integer(limits.writeBandwidth),
+      ])
+  }
+
   public func rescanVolume(name: String) async throws {
     _ = try await call("rescan volume \(name)", "bdev_aio_rescan", ["name": .string(name)])
   }
@@ -154,15 +164,21 @@ public struct SPDKClient: DPU {
     }
   }
 
-  public func unplug(function: String) async throws {
+  public func unplug(function: String, force: Bool) async throws {
     let operation = "unplug \(function)"
     guard try await find(function: function) != nil else { return }
+    var parameters: JSONValue = ["ctrlr": .string(function)]
+    // SPDK does not know the word, and softdpu only with it cuts a server off.
+    if force { parameters["force"] = true }
     do {
-      _ = try await call(operation, "vhost_delete_controller", ["ctrlr": .string(function)])
+      _ = try await call(operation, "vhost_delete_controller", parameters)
     } catch let error as DPUError where error.code != .timeout && error.code != .unavailable {
       // Gone by another's hand is gone; everything else stands.
       guard try await find(function: function) != nil else { return }
-      throw error
+      guard error.code == .busy else { throw error }
+      throw DPUError(
+        code: .busy, operation: operation, message: "the server has not let go of it yet",
+        serverCode: error.serverCode)
     }
   }
 
@@ -200,5 +216,15 @@ public struct SPDKClient: DPU {
 
   private func malformed(_ operation: String, _ value: JSONValue) -> DPUError {
     DPUError(code: .malformed, operation: operation, message: "the answer is not understood: \(value.text.prefix(200))")
+  }
+}
+
+extension VolumeLimits {
+  /// The limits that SPDK shows of a block device.
+  init(assigned limits: JSONValue?) {
+    func limit(_ name: String) -> Int64 { max(0, limits?[name]?.int64Value ?? 0) }
+    self.init(
+      iops: limit("rw_ios_per_sec"), bandwidth: limit("rw_mbytes_per_sec"), readBandwidth: limit("r_mbytes_per_sec"),
+      writeBandwidth: limit("w_mbytes_per_sec"))
   }
 }

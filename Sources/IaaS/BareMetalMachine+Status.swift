@@ -29,6 +29,8 @@ extension BareMetalMachine {
     public static let templatesApplied = "TemplatesApplied"
     /// While the machine is on its way to another host: from where to where.
     public static let migrating = "Migrating"
+    /// While something that was removed is still plugged into the running server: what, and what to do.
+    public static let unplugged = "Unplugged"
     /// The machine is what its spec asks for.
     public static let ready = "Ready"
     /// While a machine is deleted: what it waits for.
@@ -69,6 +71,15 @@ extension BareMetalMachine {
     public var volume: String?
     public var attached: Bool?
     public var bootOrder: Int?
+    /// The PCIe function that shows it.
+    public var function: String?
+    /// The serial number that the guest reads from the disk.
+    public var serial: String?
+    /// The path that udev gives the disk in a Linux guest.
+    public var device: String?
+    /// Size in bytes, as a quantity, that the server sees.
+    public var capacity: String?
+    public var limits: DiskLimits?
 
     public init(
       disk: String, claim: String, volume: String? = nil, attached: Bool? = nil, bootOrder: Int? = nil

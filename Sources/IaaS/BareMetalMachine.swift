@@ -87,16 +87,18 @@ extension BareMetalMachine {
     public var name: String
     public var bootOrder: Int?
     public var readOnly: Bool
+    public var limits: DiskLimits?
     public var existingClaim: ExistingClaim?
     public var template: Template?
 
     public init(
-      name: String, bootOrder: Int? = nil, readOnly: Bool = false, existingClaim: ExistingClaim? = nil,
-      template: Template? = nil
+      name: String, bootOrder: Int? = nil, readOnly: Bool = false, limits: DiskLimits? = nil,
+      existingClaim: ExistingClaim? = nil, template: Template? = nil
     ) {
       self.name = name
       self.bootOrder = bootOrder
       self.readOnly = readOnly
+      self.limits = limits
       self.existingClaim = existingClaim
       self.template = template
     }
@@ -106,8 +108,28 @@ extension BareMetalMachine {
       name = try values.decode(String.self, forKey: .name)
       bootOrder = try values.decodeIfPresent(Int.self, forKey: .bootOrder)
       readOnly = try values.decodeIfPresent(Bool.self, forKey: .readOnly) ?? false
+      limits = try values.decodeIfPresent(DiskLimits.self, forKey: .limits)
       existingClaim = try values.decodeIfPresent(ExistingClaim.self, forKey: .existingClaim)
       template = try values.decodeIfPresent(Template.self, forKey: .template)
+    }
+  }
+
+  /// What a disk may do at most; an absent limit is none.
+  public struct DiskLimits: Codable, Sendable, Hashable {
+    /// Requests a second, a multiple of 1000.
+    public var iops: Int64?
+    /// Quantities of bytes a second, whole mebibytes: in both directions together, read, written.
+    public var bandwidth: String?
+    public var readBandwidth: String?
+    public var writeBandwidth: String?
+
+    public init(
+      iops: Int64? = nil, bandwidth: String? = nil, readBandwidth: String? = nil, writeBandwidth: String? = nil
+    ) {
+      self.iops = iops
+      self.bandwidth = bandwidth
+      self.readBandwidth = readBandwidth
+      self.writeBandwidth = writeBandwidth
     }
   }
 

@@ -24,6 +24,14 @@ public enum Names {
   public static let readOnlyAnnotation = "iaas.yusur.io/read-only"
   /// Annotation of an attachment: the volume's handle, which is its name in the pool.
   public static let volumeHandleAnnotation = "iaas.yusur.io/volume-handle"
+  /// Annotation of an attachment: the disk's name in the machine's spec.
+  public static let diskAnnotation = "iaas.yusur.io/disk"
+  /// Annotation of an attachment: the disk's limits, as `iops=5000,bandwidth=100Mi`; absent for none.
+  public static let limitsAnnotation = "iaas.yusur.io/limits"
+  /// Annotation of an attachment that is being deleted: `true` cuts the disk off, whether the guest lets go or not.
+  public static let forceAnnotation = "iaas.yusur.io/force-detach"
+  /// Annotation of a machine: names of removed disks, with commas between, that are cut off from the running guest.
+  public static let forceUnplugAnnotation = "iaas.yusur.io/force-unplug"
   /// Annotation of an attachment by which an upload keeps servers away from the volume: `namespace/name` of the claim.
   public static let uploadHoldAnnotation = "csi.ycloud.yusur.io/upload-into"
   /// Annotation of a claim: `true` says that its content is uploaded.
@@ -37,6 +45,12 @@ public enum Names {
   public static let capacityAnnotation = "csi.ycloud.yusur.io/capacity"
   /// Member of an attachment's reported metadata: the size in bytes that the server sees.
   public static let shownCapacity = "capacity"
+  /// Member of an attachment's reported metadata: the PCIe function that shows the volume.
+  public static let shownFunction = "function"
+  /// Member of an attachment's reported metadata: the serial number that the guest reads from the disk.
+  public static let shownSerial = "serial"
+  /// Member of an attachment's reported metadata: the limits in effect, as in `limitsAnnotation`; absent for none.
+  public static let shownLimits = "limits"
   /// Annotation of a machine: any new value restarts it; ``RestartRequest`` says how.
   public static let restartAnnotation = "iaas.yusur.io/restart-requested"
   /// Label of a migration by which bm-controller empties a host: the host.

@@ -74,7 +74,7 @@ public final class OPIBridge: Sendable {
         QosVolumesService(bridge: bridge), EncryptedVolumesService(bridge: bridge), VirtioBlksService(bridge: bridge),
         FrontendNvmeService(bridge: bridge), NvmeRemoteService(bridge: bridge), VolumesService(bridge: bridge),
       ],
-      interceptors: [CallObserver(registry: registry, logger: logger)])
+      interceptors: [CallObserver(registry: registry, logger: logger), CallWordsReader()])
     try await withThrowingTaskGroup(of: Void.self) { group in
       group.addTask { try await server.serve() }
       group.addTask { try await self.keepUp() }

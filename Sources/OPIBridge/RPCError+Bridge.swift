@@ -70,6 +70,7 @@ extension RPCError {
       case .conflict: .alreadyExists
       case .notFound: .notFound
       case .busy, .refused: .failedPrecondition
+      case .unsupported: .unimplemented
       case .malformed: .internalError
       }
     self.init(code: code, message: "\(error)")

@@ -44,10 +44,11 @@ package struct TargetError: Error {
     isOpen = [.timeout, .closed, .malformed].contains(error.code)
   }
 
-  package init(_ error: DPUError) {
+  /// - Parameter goesOn: Whether the target goes on with what it could not do in time.
+  package init(_ error: DPUError, goesOn: Bool = false) {
     self.error = RPCError(error)
     serverCode = error.serverCode
-    isOpen = [.timeout, .unavailable, .malformed].contains(error.code)
+    isOpen = goesOn || [.timeout, .unavailable, .malformed].contains(error.code)
   }
 
   /// -19, and -2 of methods that look for names: what was asked for is not there.

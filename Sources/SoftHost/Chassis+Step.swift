@@ -67,6 +67,7 @@ extension Chassis {
       let machine = try await Machine.connect(process, configuration: configuration, bell: bell)
       let isBeforeBoot = try await machine.isBeforeBoot()
       plugged = try await machine.plugged()
+      try await machine.removeOrphans(plugged)
       // The power may have been cut meanwhile.
       guard unconnected === process else { return }
       self.machine = machine
@@ -218,6 +219,7 @@ extension Chassis {
       isBootOwed = false
       plugged = []
       attempts = PlugAttempts()
+      leaving = []
       started.ring()
       try await finishBoot(machine, boot, bus)
       metrics.powerOnSeconds.observe(begin.duration(to: .now))
@@ -296,8 +298,14 @@ extension Chassis {
         news.append("\(error)")
       }
     }
-    if !plan.steps.isEmpty, let read = try? await machine.plugged(), self.machine === machine { plugged = read }
+    if !plan.steps.isEmpty || !leaving.isEmpty, let read = try? await machine.plugged(), self.machine === machine {
+      plugged = read
+    }
+    let isNews = await finishUnplugs(machine)
+    for id in leaving.intersection(machine.signals.refusals) { news.append("the guest refuses to let go of \(id)") }
     report(news)
+    // Its port is free now, and perhaps its name.
+    if isNews { return .milliseconds(1) }
     return attempts.nextLook(after: .now, default: Chassis.rescan)
   }
 
@@ -315,15 +323,26 @@ extension Chassis {
       }
     case .unplug(let id):
       guard attempts.mayTry(id, now: .now) else { return }
-      do {
-        try await machine.unplug(id, within: .seconds(5))
-        attempts.succeeded(id)
-        logger.info("unplugged", metadata: ["function": "\(id)"])
-      } catch {
-        attempts.failed(id, now: .now)
-        throw error
+      // Asked now and then until it is gone; nothing waits for the guest meanwhile.
+      attempts.failed(id, now: .now)
+      if leaving.insert(id).inserted {
+        logger.info("asked the guest to let go", metadata: ["function": "\(id)"])
       }
+      try await machine.requestUnplug(id)
     }
+  }
+
+  /// Ends what was asked for where the guest has let go. Returns whether there was something.
+  private func finishUnplugs(_ machine: Machine) async -> Bool {
+    var isNews = false
+    for id in leaving where !plugged.contains(where: { $0.id == id }) {
+      await machine.finishUnplug(id)
+      leaving.remove(id)
+      attempts.succeeded(id)
+      logger.info("unplugged", metadata: ["function": "\(id)"])
+      isNews = true
+    }
+    return isNews
   }
 
   private func plug(_ function: BusFunction, port: Int, _ machine: Machine) async throws {

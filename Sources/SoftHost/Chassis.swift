@@ -51,6 +51,8 @@ package actor Chassis {
   var restart = RestartWish()
   var plugged: [BusPlan.Plugged] = []
   var attempts = PlugAttempts()
+  /// Functions that the guest was asked to let go of.
+  var leaving: Set<String> = []
   var problems: Set<String> = []
   private var lock: CInt = -1
 

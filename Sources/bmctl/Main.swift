@@ -34,6 +34,8 @@ struct Main: AsyncParsableCommand {
           ConsoleCommand.self, SSHCommand.self,
         ]),
       CommandGroup(
+        name: "Change", subcommands: [DiskCommand.self, NICCommand.self]),
+      CommandGroup(
         name: "Manage", subcommands: [ImageCommand.self, HostCommand.self, DoctorCommand.self, CompletionCommand.self]),
     ])
 

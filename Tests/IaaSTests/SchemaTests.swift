@@ -225,7 +225,9 @@ struct SchemaTests {
         tolerations: [.init(key: "k", operator: .equal, value: "v", effect: "NoSchedule")],
         disks: [
           .init(
-            name: "d", bootOrder: 1, existingClaim: .init(claimName: "c"),
+            name: "d", bootOrder: 1,
+            limits: .init(iops: 1000, bandwidth: "4Mi", readBandwidth: "3Mi", writeBandwidth: "2Mi"),
+            existingClaim: .init(claimName: "c"),
             template: .init(
               size: "1Gi", storageClassName: "s",
               source: .init(persistentVolumeClaim: .init(name: "i", namespace: "n"))))
@@ -242,6 +244,11 @@ struct SchemaTests {
     status.observedRestart = "1"
     status.addresses = [.init(interface: "e", mac: "m", address: "a")]
     status.volumes = [.init(disk: "d", claim: "c", volume: "v", attached: true, bootOrder: 1)]
+    status.volumes?[0].function = "blk-01-v"
+    status.volumes?[0].serial = "v"
+    status.volumes?[0].device = "/dev/disk/by-id/virtio-v"
+    status.volumes?[0].capacity = "1Gi"
+    status.volumes?[0].limits = machine.spec.disks[0].limits
     var timeline = BareMetalMachine.Timeline()
     timeline.applied = .now()
     timeline.hostClaimed = .now()

@@ -76,6 +76,14 @@ import Testing
       #expect(await dpuCode { try await dpu.createVolume(name: "w", file: "\(file)-not", readOnly: true) } == .notFound)
       #expect(await dpuCode { try await dpu.plug(function: "f", volume: "none", readOnly: true) } == .notFound)
       #expect(await dpuCode { try await dpu.deleteVolume(name: "v") } == .busy)
+      // Limits are set, changed and lifted, and read back from the data plane.
+      for limits in [VolumeLimits(iops: 5000, readBandwidth: 7), VolumeLimits(bandwidth: 100), VolumeLimits()] {
+        for _ in 0..<2 { try await dpu.limitVolume(name: "v", limits) }
+        #expect(try await dpu.volumes().first?.limits == limits)
+        let direct = SPDKClient(socket: process.fixture.directory.file("rpc"))
+        #expect(try await direct.volumes().first?.limits == limits)
+      }
+      try await dpu.limitVolume(name: "v", VolumeLimits(writeBandwidth: 3))
       #expect(await dpuCode { try await dpu.rescanVolume(name: "none") } == .notFound)
 
       for _ in 0..<2 { try await dpu.unplug(function: "blk-00-v") }

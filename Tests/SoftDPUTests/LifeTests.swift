@@ -146,4 +146,26 @@ import VhostFrontend
     #expect(try await target.client.call("vhost_get_controllers") == [])
     #expect(try await target.client.call("bdev_aio_delete", ["name": "disk"]) == true)
   }
+
+  @Test func cutsAFrontEndOffThatHoldsOn() async throws {
+    let target = try Target()
+    let frontend = try await target.frontend()
+    let name: JSONValue = .string(Target.socketName)
+    func delete(_ parameters: JSONValue) async -> JSONRPCError? {
+      await #expect(throws: JSONRPCError.self) {
+        _ = try await target.client.call("vhost_delete_controller", parameters)
+      }
+    }
+    #expect(await delete(["ctrlr": name])?.message == "Device or resource busy")
+    // Asked again it does not wait as long, and the guest still has its disk.
+    let begin = ContinuousClock.now
+    #expect(await delete(["ctrlr": name])?.message == "Device or resource busy")
+    #expect(begin.duration(to: .now) < .seconds(4))
+    #expect(try frontend.perform(VhostFrontend.readType, read: 512).status == statusOK)
+    #expect(try await target.client.call("vhost_get_controllers").arrayValue?.count == 1)
+    #expect(try await target.client.call("vhost_delete_controller", ["ctrlr": name, "force": true]) == true)
+    #expect(try await target.client.call("vhost_get_controllers") == [])
+    #expect(throws: (any Error).self) { try frontend.perform(VhostFrontend.readType, read: 512) }
+    #expect(try await target.client.call("bdev_aio_delete", ["name": "disk"]) == true)
+  }
 }

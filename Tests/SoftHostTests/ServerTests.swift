@@ -308,6 +308,35 @@ import TestSupport
     }
   }
 
+  /// A guest that has halted lets go of nothing: it is asked on, nothing waits for it, and its power can be cut.
+  @Test func aGuestMayHoldOnToADisk() async throws {
+    try await withTestServer { server in
+      try await server.addDisk("blk-00-root", source: TinyImage.path())
+      try await server.addDisk("blk-01-data", source: nil)
+      try server.start()
+      try await server.withBMC { bmc in
+        let console = try await boot(server, bmc)
+        console.type("halt -f\n")
+        try await console.expect("System halted")
+        unlink(server.bus + "/blk-01-data")
+        try await eventually(within: .seconds(10), server.output) {
+          server.output.contains("msg=\"asked the guest to let go\" function=blk-01-data")
+        }
+        // The bus goes on meanwhile.
+        let begin = ContinuousClock.now
+        try await server.addDisk("blk-02-more", source: nil)
+        try await eventually(within: .seconds(10), server.output) {
+          server.output.contains("msg=plugged function=blk-02-more")
+        }
+        print("plugged beside a guest that holds on within \(begin.duration(to: .now))")
+        #expect(!server.output.contains("msg=unplugged function=blk-01-data"))
+        #expect(try await bmc.power() == .on)
+        try await bmc.setPower(.forceOff)
+        try await eventually(within: .seconds(5)) { try await bmc.power() == .off }
+      }
+    }
+  }
+
   private func refusal(_ body: () async throws -> Void) async -> BMCError.Code? {
     do {
       try await body()

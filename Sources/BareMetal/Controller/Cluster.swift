@@ -32,6 +32,8 @@ package protocol Cluster: Sendable {
   func patchStatus(of migration: BareMetalMachineMigration, _ patch: JSONValue) async throws
   func create(_ migration: BareMetalMachineMigration) async throws
   func deleteMigration(_ key: ObjectKey, uid: String) async throws
+  /// Sets and, where the value is nil, removes annotations of an attachment.
+  func annotateAttachment(_ name: String, uid: String, _ changes: [String: String?]) async throws
 
   func bootData(host: String) async throws -> Secret?
   func create(bootData: Secret) async throws
@@ -135,6 +137,15 @@ package struct KubernetesCluster: Cluster {
 
   package func deleteMigration(_ key: ObjectKey, uid: String) async throws {
     try await client.delete(BareMetalMachineMigration.self, name: key.name, namespace: key.namespace, uid: uid)
+  }
+
+  package func annotateAttachment(_ name: String, uid: String, _ changes: [String: String?]) async throws {
+    let annotations = changes.mapValues { value in value.map { JSONValue.string($0) } ?? .null }
+    caches.attachments.store(
+      try await client.mergePatch(
+        VolumeAttachment.self, name: name,
+        patch: ["metadata": ["uid": .string(uid), "annotations": .object(annotations)]],
+        fieldManager: ControllerNames.fieldManager))
   }
 
   package func bootData(host: String) async throws -> Secret? {

@@ -69,6 +69,6 @@ extension Condition {
 /// Reasons of conditions that are false because something is on its way, as it should be.
 private let harmless: Set<String> = [
   "Waiting", "Migrating", "Claiming", "NotNeeded", "Attaching", "Preparing", "PoweringOn", "Off", "Stopping", "Stopped",
-  "Deleting",
-  "Pending", "Provisioning", "Starting", "Unclear", "Reclaiming", "UploadPending", "UploadRunning",
+  "Deleting", "Pending", "Provisioning", "Starting", "Unclear", "Unplugging", "Reclaiming", "UploadPending",
+  "UploadRunning",
 ]

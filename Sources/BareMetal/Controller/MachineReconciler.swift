@@ -100,6 +100,9 @@ package struct MachineReconciler: Reconcile {
     if case .wait(let time) = verdict { return .requeue(after: time) }
     // Everything else comes by watches; this is for what no watch tells, such as a secret in a tenant's namespace.
     switch status.phase {
+    // When the guest's time is over, nobody else tells.
+    case .running where status.conditions?.condition(BareMetalMachine.ConditionType.unplugged)?.reason == "Unplugging":
+      return .requeue(after: .seconds(5))
     case .running, .stopped: return .requeue(after: .seconds(600))
     default: return .requeue(after: machine.spec.cloudInit?.userDataSecretRef == nil ? .seconds(120) : .seconds(5))
     }

@@ -48,6 +48,13 @@ package struct StepExecutor: Sendable {
       try await note(volumes, of: machine, on: host, uid: uid)
     case .waiveAttachment(let name, let attachmentUID, let host):
       try await waive(name, attachmentUID: attachmentUID, host: host, uid: uid)
+    case .annotateAttachment(let name, let attachmentUID, let changes):
+      try await tolerating(.notFound, .conflict) {
+        try await cluster.annotateAttachment(name, uid: attachmentUID, changes)
+      }
+    case .whileCurrent(let generation, let step):
+      try await checkCurrent(generation, key: key, uid: uid, for: step)
+      try await execute(step, key: key, uid: uid)
     case .writeBootData(let host, let data):
       try await write(data, host: host)
     case .deleteBootData(let host, let uid):
@@ -62,6 +69,20 @@ package struct StepExecutor: Sendable {
       try await body()
     } catch let error as KubernetesError where codes.contains(error.code) {
       // Done already, or by somebody else; the next plan looks at what is there.
+    }
+  }
+
+  /// Throws where the machine asks for something else by now, or is no more, by the API server's own word.
+  private func checkCurrent(_ generation: Int64?, key: ObjectKey, uid: String, for step: MachineStep) async throws {
+    let machine: BareMetalMachine
+    do {
+      machine = try await cluster.machine(key)
+    } catch let error as KubernetesError where error.code == .notFound {
+      throw BareMetalError(.stale, operation: step.summary, message: "the machine is gone")
+    }
+    guard machine.metadata.uid == uid, machine.metadata.generation == generation, !machine.metadata.isBeingDeleted
+    else {
+      throw BareMetalError(.stale, operation: step.summary, message: "the machine's spec has changed meanwhile")
     }
   }
 

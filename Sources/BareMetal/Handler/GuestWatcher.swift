@@ -23,6 +23,22 @@ package final class GuestWatcher: Sendable {
     var silentRounds = 0
     /// The MAC addresses of others that answer at the guest's addresses, by interface.
     var intruders: [String: String] = [:]
+    /// Interfaces that were plugged while the guest runs are looked for as often as at its boot, for a while.
+    var expectsUntil = ContinuousClock.now
+
+    /// Takes interfaces that were plugged and unplugged in the boot under way. Returns whether there were any.
+    mutating func take(_ wanted: [GuestInterface]) -> Bool {
+      let before = interfaces.map { [$0.name, $0.mac] }
+      guard before != wanted.map({ [$0.name, $0.mac] }) else { return false }
+      let old = interfaces
+      interfaces = wanted.map { interface in
+        old.first { $0.name == interface.name && $0.mac == interface.mac }
+          ?? BareMetalHost.Interface(name: interface.name, mac: interface.mac, address: interface.address)
+      }
+      intruders = intruders.filter { name, _ in wanted.contains { $0.name == name } }
+      if interfaces.contains(where: { $0.leasedAt == nil }) { expectsUntil = .now + GuestWatcher.expectFor }
+      return true
+    }
   }
 
   private let bridge: String
@@ -35,6 +51,8 @@ package final class GuestWatcher: Sendable {
   private static let lookEvery: Duration = .milliseconds(100)
   private static let lookEveryLate: Duration = .milliseconds(500)
   private static let checkEvery: Duration = .seconds(30)
+  /// How long an interface that was plugged into a running guest is looked for often.
+  fileprivate static let expectFor: Duration = .seconds(60)
   /// How many checks in a row a guest may leave unanswered.
   private static let silentRoundsMax = 3
 
@@ -70,7 +88,10 @@ package final class GuestWatcher: Sendable {
   ) {
     let isNew = state.withLock { state -> Bool in
       defer { state.isOn = isOn }
-      guard state.boot != boot else { return state.isOn != isOn }
+      guard state.boot != boot else {
+        let isChanged = boot != nil && state.take(interfaces)
+        return isChanged || state.isOn != isOn
+      }
       state.boot = boot
       state.silentRounds = 0
       state.intruders = [:]
@@ -100,6 +121,7 @@ package final class GuestWatcher: Sendable {
   private var need: Need {
     state.withLock { state in
       guard state.boot != nil, state.isOn, !state.interfaces.isEmpty else { return .nothing }
+      if state.interfaces.contains(where: { $0.leasedAt == nil }), .now < state.expectsUntil { return .waiting }
       return state.interfaces.contains { $0.reachable == true } ? .check : .waiting
     }
   }

@@ -95,14 +95,16 @@ package struct HandlerReconciler: Reconcile {
     }
     for step in steps {
       if let volume = step.volume, failures.contains(where: { $0.step?.volume == volume }) { continue }
+      if let index = step.interfaceIndex, failures.contains(where: { $0.step?.interfaceIndex == index }) { continue }
       do {
         logger.log(level: before[step] == nil ? .info : .debug, "step", metadata: ["step": "\(step)"])
         switch step {
-        case .unplug(let function): try await dpu.unplug(function: function)
+        case .unplug(let function, let force): try await dpu.unplug(function: function, force: force)
         case .deleteVolume(let name): try await dpu.deleteVolume(name: name)
         case .createVolume(let name, let file, let readOnly):
           try await dpu.createVolume(name: name, file: file, readOnly: readOnly)
         case .growVolume(let name, let bytes): try await grow(name, bytes)
+        case .limitVolume(let name, let limits): try await dpu.limitVolume(name: name, limits)
         case .plug(let function, let volume, let readOnly):
           try await dpu.plug(function: function, volume: volume, readOnly: readOnly)
         case .unplugInterface(let interface): try await network.unplug(interface)
@@ -159,17 +161,22 @@ package struct HandlerReconciler: Reconcile {
     if HandlerPlan.isShown(attachment, functions: view.functions),
       HandlerPlan.objection(to: attachment, host: view.host) == nil
     {
-      let capacity = view.volumes.first { $0.name == attachment.volume }?.capacity
-      guard !attachment.isAttached || attachment.status?.attachError != nil || attachment.shownCapacity != capacity
+      let shown = view.volumes.first { $0.name == attachment.volume }
+      let seen: [String: String?] = [
+        Names.shownFunction: Names.blockFunction(bootOrder: attachment.bootOrder ?? 0, volume: attachment.volume),
+        Names.shownCapacity: shown.map { "\($0.capacity)" }, Names.shownSerial: shown?.serial,
+        Names.shownLimits: shown?.limits.text,
+      ]
+      // The disk is there, and what failed of it, such as a limit, is told beside that.
+      guard
+        !attachment.isAttached || attachment.status?.attachError?.message != failure
+          || seen.contains(where: { attachment.shown($0.key) != $0.value })
       else { return }
-      let function = Names.blockFunction(bootOrder: attachment.bootOrder ?? 0, volume: attachment.volume)
       try await cluster.patchStatus(
         of: attachment,
         [
-          "attached": true, "attachError": .null,
-          "attachmentMetadata": [
-            "function": .string(function), Names.shownCapacity: capacity.map { .string("\($0)") } ?? .null,
-          ],
+          "attached": true, "attachError": failure.map { ["message": .string($0)] } ?? .null,
+          "attachmentMetadata": .object(seen.mapValues { value in value.map { .string($0) } ?? .null }),
         ])
       return
     }

@@ -12,6 +12,7 @@ package protocol NetworkPlugger: Sendable {
   /// What is there, read back.
   func plugged() async throws -> [PluggedInterface]
   func plug(index: Int, _ interface: GuestInterface) async throws
+  /// Cuts an interface off from the network and takes it from the bus. Throws while the server has not let go of it.
   func unplug(_ interface: PluggedInterface) async throws
 }
 
@@ -128,7 +129,27 @@ package struct BridgePlugger: NetworkPlugger {
     // Last, so that an attempt that is cut off before this is repeated as a whole.
     let tap = tap(interface.index)
     guard Files.exists("\(devicesDirectory)/\(tap)") else { return }
-    try await ip("link delete dev \(tap)\n", "unplug interface \(interface.name) of \(host)")
+    let operation = "unplug interface \(interface.name) of \(host)"
+    if isHeld(tap) {
+      // The network goes at once; the card when the guest has let go of it, as it would be without its end otherwise.
+      if isInBridge(tap) { try await ip("link set dev \(tap) nomaster\n", operation) }
+      let deadline = ContinuousClock.now + Self.releaseTime
+      while isHeld(tap) {
+        guard ContinuousClock.now < deadline else {
+          throw BareMetalError(.missing, operation: operation, message: "the server has not let go of it yet")
+        }
+        try await Task.sleep(for: .milliseconds(20))
+      }
+    }
+    try await ip("link delete dev \(tap)\n", operation)
+  }
+
+  /// How long an unplug waits for the server.
+  private static let releaseTime: Duration = .seconds(2)
+
+  /// Whether a server has the tap open: the kernel gives it a carrier then.
+  private func isHeld(_ tap: String) -> Bool {
+    Files.read("\(devicesDirectory)/\(tap)/carrier")?.first == UInt8(ascii: "1")
   }
 
   private func ip(_ commands: String, _ operation: String) async throws {

@@ -1,4 +1,4 @@
-package import IaaS
+import IaaS
 import JSON
 package import Kubernetes
 
@@ -14,22 +14,14 @@ package struct GuestInterface: Sendable, Hashable {
   /// Lower case.
   package var mac: String
   package var address: String?
+  /// Its place on the bus, where that is not its place in the list.
+  package var index: Int?
 
-  package init(name: String, mac: String, address: String? = nil) {
+  package init(name: String, mac: String, address: String? = nil, index: Int? = nil) {
     self.name = name
     self.mac = mac
     self.address = address
-  }
-
-  /// A machine's interfaces with the MAC addresses that they get.
-  package static func all(of machine: BareMetalMachine) -> [GuestInterface] {
-    machine.spec.interfaces.enumerated().map { index, interface in
-      GuestInterface(
-        name: interface.name,
-        mac: interface.macAddress?.lowercased()
-          ?? MACAddress.derived(uid: machine.metadata.uid ?? "", index: index),
-        address: interface.address)
-    }
+    self.index = index
   }
 }
 
@@ -43,10 +35,12 @@ package struct BootData: Sendable, Hashable {
   package var metaData: String
   package var networkConfig: String
   package var interfaces: [GuestInterface]
+  /// The interfaces at the boot, from which the network configuration may be made, where others are plugged by now.
+  package var bootInterfaces: [GuestInterface]?
 
   package init(
     machine: ObjectKey, machineUID: String, boot: String, userData: String, metaData: String, networkConfig: String,
-    interfaces: [GuestInterface]
+    interfaces: [GuestInterface], bootInterfaces: [GuestInterface]? = nil
   ) {
     self.machine = machine
     self.machineUID = machineUID
@@ -55,6 +49,7 @@ package struct BootData: Sendable, Hashable {
     self.metaData = metaData
     self.networkConfig = networkConfig
     self.interfaces = interfaces
+    self.bootInterfaces = bootInterfaces
   }
 
   /// The boot data that says that the machine wants nothing any more: seed disk and interfaces are to go. Without it
@@ -77,19 +72,20 @@ package struct BootData: Sendable, Hashable {
       Names.machineAnnotation: machine.description, Names.machineUIDAnnotation: machineUID,
       Names.bootAnnotation: boot,
     ]
-    return Secret(
-      metadata: metadata, type: Names.bootDataType,
-      data: [
-        "user-data": Data(userData.utf8), "meta-data": Data(metaData.utf8),
-        "network-config": Data(networkConfig.utf8), "interfaces.json": Data(interfacesJSON.utf8),
-      ])
+    var data = [
+      "user-data": Data(userData.utf8), "meta-data": Data(metaData.utf8),
+      "network-config": Data(networkConfig.utf8), "interfaces.json": Data(Self.json(interfaces).utf8),
+    ]
+    if let bootInterfaces { data["boot-interfaces.json"] = Data(Self.json(bootInterfaces).utf8) }
+    return Secret(metadata: metadata, type: Names.bootDataType, data: data)
   }
 
-  private var interfacesJSON: String {
+  private static func json(_ interfaces: [GuestInterface]) -> String {
     JSONValue.array(
       interfaces.map { interface in
         var value: JSONValue = ["name": .string(interface.name), "mac": .string(interface.mac)]
         if let address = interface.address { value["address"] = .string(address) }
+        if let index = interface.index { value["index"] = .integer(Int64(index)) }
         return value
       }
     ).text
@@ -111,19 +107,35 @@ package struct BootData: Sendable, Hashable {
     guard let userData = secret.string("user-data"), let metaData = secret.string("meta-data"),
       let networkConfig = secret.string("network-config"), let interfacesText = secret.string("interfaces.json")
     else { throw missing("a key") }
-    guard let list = (try? JSONValue.parse(interfacesText))?.arrayValue, list.count <= 32 else {
-      throw missing("the list in interfaces.json")
+    guard let interfaces = Self.interfaces(interfacesText) else {
+      throw missing("the list, a name, a MAC address or a place in interfaces.json")
     }
+    var bootInterfaces: [GuestInterface]?
+    if let text = secret.string("boot-interfaces.json") {
+      guard let list = Self.interfaces(text) else { throw missing("the list in boot-interfaces.json") }
+      bootInterfaces = list
+    }
+    self.init(
+      machine: ObjectKey(namespace: owner[0], name: owner[1]), machineUID: uid, boot: boot, userData: userData,
+      metaData: metaData, networkConfig: networkConfig, interfaces: interfaces, bootInterfaces: bootInterfaces)
+  }
+
+  private static func interfaces(_ text: String) -> [GuestInterface]? {
+    guard let list = (try? JSONValue.parse(text))?.arrayValue, list.count <= GuestInterface.most else { return nil }
     var interfaces: [GuestInterface] = []
     for item in list {
       guard let name = item["name"]?.stringValue, let mac = item["mac"]?.stringValue,
         GuestInterface.isPlain(name), GuestInterface.isMAC(mac)
-      else { throw missing("a name or MAC address in interfaces.json") }
-      interfaces.append(GuestInterface(name: name, mac: mac, address: item["address"]?.stringValue))
+      else { return nil }
+      var index: Int?
+      if let value = item["index"] {
+        guard let number = value.intValue, (0..<GuestInterface.most).contains(number) else { return nil }
+        index = number
+      }
+      interfaces.append(GuestInterface(name: name, mac: mac, address: item["address"]?.stringValue, index: index))
     }
-    self.init(
-      machine: ObjectKey(namespace: owner[0], name: owner[1]), machineUID: uid, boot: boot, userData: userData,
-      metaData: metaData, networkConfig: networkConfig, interfaces: interfaces)
+    // Two at one place on the bus would take turns there.
+    return GuestInterface.slots(interfaces).count == interfaces.count ? interfaces : nil
   }
 }
 

@@ -48,11 +48,13 @@ package struct HandlerView: Sendable {
 
 /// Something to do on the DPU. Every step may be repeated; they are done in the order of the plan.
 package enum HandlerStep: Sendable, Hashable {
-  case unplug(function: String)
+  /// Take a disk away: with the guest's consent, or cutting it off.
+  case unplug(function: String, force: Bool = false)
   case deleteVolume(String)
   case createVolume(name: String, file: String, readOnly: Bool)
   /// Have the server see that the volume has at least so many bytes now.
   case growVolume(String, bytes: UInt64)
+  case limitVolume(String, VolumeLimits)
   case plug(function: String, volume: String, readOnly: Bool)
   case unplugInterface(PluggedInterface)
   case plugInterface(index: Int, GuestInterface)
@@ -60,8 +62,20 @@ package enum HandlerStep: Sendable, Hashable {
   /// The volume that the step is for, where it is for one.
   package var volume: String? {
     switch self {
-    case .deleteVolume(let name), .createVolume(let name, _, _), .plug(_, let name, _), .growVolume(let name, _): name
-    case .unplug, .unplugInterface, .plugInterface: nil
+    case .deleteVolume(let name), .createVolume(let name, _, _), .plug(_, let name, _), .growVolume(let name, _),
+      .limitVolume(let name, _):
+      name
+    case .unplug(let function, _): HandlerPlan.volume(ofFunction: function)
+    case .unplugInterface, .plugInterface: nil
+    }
+  }
+
+  /// The place on the bus that the step is for, where it is for an interface.
+  package var interfaceIndex: Int? {
+    switch self {
+    case .unplugInterface(let interface): interface.index
+    case .plugInterface(let index, _): index
+    default: nil
     }
   }
 }
@@ -99,6 +113,9 @@ package enum HandlerPlan {
     guard let order = attachment.bootOrder, (0...98).contains(order) else {
       return "the annotation \(Names.bootOrderAnnotation) is missing or not from 0 to 98"
     }
+    guard attachment.wantedLimits != nil else {
+      return "the annotation \(Names.limitsAnnotation) cannot be read; it is like iops=5000,bandwidth=100Mi"
+    }
     return nil
   }
 
@@ -129,13 +146,21 @@ package enum HandlerPlan {
     if case .show(let data) = bootWish(bootData, host: host) { data } else { nil }
   }
 
-  /// The boot whose seed disk and interfaces are in place, as it is to be reported.
+  /// The boot whose seed disk and interfaces are in place, as it is to be reported. While the server is on, a boot stays
+  /// in effect also while its interfaces change.
   package static func bootInEffect(_ view: HandlerView) -> String? {
     switch bootWish(view.bootData, host: view.host) {
-    case .show(let data): isBootReady(view) ? data.boot : nil
+    case .show(let data):
+      isBootReady(view) || isSeedInUse(view) ? data.boot : nil
     case .keep: view.host?.status?.dpu?.boot
     case .remove: nil
     }
+  }
+
+  /// Whether the server is on with the boot that is wanted.
+  private static func isSeedInUse(_ view: HandlerView) -> Bool {
+    guard let data = effectiveBootData(view.bootData, host: view.host) else { return false }
+    return view.host?.status?.power == .on && view.host?.status?.dpu?.boot == data.boot
   }
 
   /// Whether a function has a name as the handler gives them: `blk-<two digits>-<volume>`. Others in the data plane are
@@ -146,6 +171,12 @@ package enum HandlerPlan {
     let parts = name.split(separator: "-", maxSplits: 2, omittingEmptySubsequences: false)
     return parts.count == 3 && parts[0] == "blk" && parts[1].utf8.count == 2
       && parts[1].utf8.allSatisfy { (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) } && !parts[2].isEmpty
+  }
+
+  /// The volume in a function's name.
+  package static func volume(ofFunction name: String) -> String? {
+    let parts = name.split(separator: "-", maxSplits: 2, omittingEmptySubsequences: false)
+    return parts.count == 3 && parts[0] == "blk" && !parts[2].isEmpty ? String(parts[2]) : nil
   }
 
   /// Whether a volume is one that the handler made: its file is in the pool or among the seed disks, or an attachment
@@ -162,12 +193,20 @@ package enum HandlerPlan {
     var additions: [HandlerStep] = []
     // Last: a volume that cannot grow is shown all the same.
     var growths: [HandlerStep] = []
+    // At the very end, because a guest may take its time to let go.
+    var partings: [HandlerStep] = []
+    let parting = Dictionary(
+      view.attachments.filter { $0.metadata.isBeingDeleted }.map { ($0.volume, $0) },
+      uniquingKeysWith: { first, _ in first })
     let functions = Dictionary(view.functions.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
     let volumes = Dictionary(view.volumes.map { ($0.name, $0) }, uniquingKeysWith: { first, _ in first })
     var keptFunctions: Set<String> = []
     var keptVolumes: Set<String> = []
 
-    func want(function: String, volume: String, file: String, readOnly: Bool, bytes: UInt64? = nil) {
+    func want(
+      function: String, volume: String, file: String, readOnly: Bool, bytes: UInt64? = nil,
+      limits: VolumeLimits? = nil
+    ) {
       keptFunctions.insert(function)
       keptVolumes.insert(volume)
       var mustCreate = true
@@ -182,6 +221,10 @@ package enum HandlerPlan {
         }
       }
       if mustCreate { additions.append(.createVolume(name: volume, file: file, readOnly: readOnly)) }
+      // Before the server sees it: a disk that cannot be limited is not shown.
+      if let limits, limits != (mustCreate ? VolumeLimits() : volumes[volume]?.limits ?? VolumeLimits()) {
+        additions.append(.limitVolume(volume, limits))
+      }
       if !mustCreate, let bytes, let present = volumes[volume], present.capacity < bytes {
         growths.append(.growVolume(volume, bytes: bytes))
       }
@@ -203,11 +246,15 @@ package enum HandlerPlan {
       want(
         function: Names.blockFunction(bootOrder: order, volume: volume), volume: volume,
         file: "\(view.volumesDirectory)/\(attachment.volumeHandle).img", readOnly: attachment.isReadOnly,
-        bytes: attachment.wantedCapacity)
+        bytes: attachment.wantedCapacity, limits: attachment.wantedLimits)
     }
 
     let bootData = effectiveBootData(view.bootData, host: view.host)
-    if bootData != nil, let seed = view.seedFile {
+    if isSeedInUse(view), functions[Names.seedFunction] != nil, volumes[Names.seedFunction] != nil {
+      // The server has it mounted, perhaps. Another one is for the next boot.
+      keptFunctions.insert(Names.seedFunction)
+      keptVolumes.insert(Names.seedFunction)
+    } else if bootData != nil, let seed = view.seedFile {
       want(function: Names.seedFunction, volume: Names.seedFunction, file: seed, readOnly: true)
     }
     let keepsBoot = bootWish(view.bootData, host: view.host) == .keep
@@ -216,26 +263,38 @@ package enum HandlerPlan {
         keptVolumes.insert(function.volume)
         continue
       }
-      removals.append(.unplug(function: function.name))
+      if let attachment = parting[function.volume] {
+        partings.append(.unplug(function: function.name, force: attachment.isForced))
+      } else {
+        removals.append(.unplug(function: function.name))
+      }
     }
     for volume in view.volumes where !keptVolumes.contains(volume.name) && isOwn(volume, view) {
-      removals.append(.deleteVolume(volume.name))
+      if parting[volume.name] == nil {
+        removals.append(.deleteVolume(volume.name))
+      } else {
+        partings.append(.deleteVolume(volume.name))
+      }
     }
 
-    let wanted = bootData?.interfaces ?? []
+    let wanted = GuestInterface.slots(bootData?.interfaces ?? [])
     var inPlace: Set<Int> = []
     for present in view.interfaces {
-      let match = wanted.indices.contains(present.index) ? wanted[present.index] : nil
+      let match = wanted[present.index]
       if let match, match.name == present.name, match.mac == present.mac {
         if present.fault == nil { inPlace.insert(present.index) }
       } else if !keepsBoot {
-        removals.append(.unplugInterface(present))
+        if match == nil {
+          partings.append(.unplugInterface(present))
+        } else {
+          removals.append(.unplugInterface(present))
+        }
       }
     }
-    for (index, interface) in wanted.enumerated() where !inPlace.contains(index) {
+    for (index, interface) in wanted.sorted(by: { $0.key < $1.key }) where !inPlace.contains(index) {
       additions.append(.plugInterface(index: index, interface))
     }
-    return unique(removals) + additions + growths
+    return unique(removals) + additions + growths + unique(partings)
   }
 
   /// Functions before the volumes behind them, each once.
@@ -271,7 +330,7 @@ package enum HandlerPlan {
     let hasSeed =
       view.functions.contains { $0.name == Names.seedFunction && $0.volume == Names.seedFunction }
       && view.volumes.contains { $0.name == Names.seedFunction && $0.file == seed }
-    let hasInterfaces = bootData.interfaces.enumerated().allSatisfy { index, wanted in
+    let hasInterfaces = GuestInterface.slots(bootData.interfaces).allSatisfy { index, wanted in
       view.interfaces.contains {
         $0.index == index && $0.name == wanted.name && $0.mac == wanted.mac && $0.fault == nil
       }

@@ -13,14 +13,17 @@ extension MachinePlanner {
       if present.isReadOnly != disk.readOnly { changedFields.append("spec.disks[\(index)].readOnly") }
     }
     let wanted = Set(volumes.values)
-    if volumes.count == machine.spec.disks.count,
-      view.attachments.contains(where: { $0.host == name && !wanted.contains($0.volume) })
-    {
+    let staying = view.attachments.filter { attachment in
+      attachment.host == name && !wanted.contains(attachment.volume) && !attachment.metadata.isBeingDeleted
+        && !steps.contains { $0.deletesAttachment(attachment.metadata.name) }
+    }
+    if volumes.count == machine.spec.disks.count, !staying.isEmpty {
       changedFields.append("spec.disks (one was removed)")
     }
     guard let data else { return }
     changedFields += BareMetal.changedFields(
-      from: data, to: machine.spec, interfaces: GuestInterface.all(of: machine), userData: view.userData)
+      from: data, to: machine.spec, interfaces: GuestInterface.all(of: machine, booted: data.interfaces),
+      userData: view.userData)
   }
 
   /// Sets the condition by what was noted.
@@ -77,15 +80,16 @@ package func changedFields(
   from data: BootData, to spec: BareMetalMachine.Spec, interfaces: [GuestInterface], userData: UserData
 ) -> [String] {
   var fields: [String] = []
-  if interfaces.count != data.interfaces.count { fields.append("spec.interfaces") }
-  for (index, (before, now)) in zip(data.interfaces, interfaces).enumerated() {
+  // Others are plugged and unplugged while it runs.
+  if Set(interfaces.map(\.name)) != Set(data.interfaces.map(\.name)) { fields.append("spec.interfaces") }
+  for (index, now) in interfaces.enumerated() {
+    guard let before = data.interfaces.first(where: { $0.name == now.name }) else { continue }
     let field = "spec.interfaces[\(index)]"
-    if before.name != now.name { fields.append("\(field).name") }
     if before.mac != now.mac { fields.append("\(field).macAddress") }
     if before.address != now.address { fields.append("\(field).address") }
   }
   // What follows from the interfaces is told with them.
-  let derivedBefore = CloudInit.networkConfig(interfaces: data.interfaces)
+  let derivedBefore = CloudInit.networkConfig(interfaces: data.bootInterfaces ?? data.interfaces)
   let wasDerived = data.networkConfig == derivedBefore
   let isDerived = spec.cloudInit?.networkData == nil
   if wasDerived != isDerived || (!isDerived && spec.cloudInit?.networkData != data.networkConfig) {

@@ -17,7 +17,7 @@ extension MachinePlanner {
       return
     }
     if status.bootedAt != nil {
-      planBooted(host, name: name, power: power)
+      planBooted(host, name: name, power: power, mayChange: mayStart)
       return
     }
     // A restart that was asked for before the first boot is this boot.
@@ -60,6 +60,7 @@ extension MachinePlanner {
   mutating func nextBoot() {
     status.boot = boot + 1
     status.bootedAt = nil
+    conditions.remove(Kind.unplugged)
     status.addresses = status.addresses?.map { .init(interface: $0.interface, mac: $0.mac) }
   }
 
@@ -77,7 +78,7 @@ extension MachinePlanner {
       if isPrepared {
         status.bootedAt = view.now
         if status.timeline?.poweredOn == nil { stampPoweredOn() }
-        planBooted(host, name: name, power: power)
+        planBooted(host, name: name, power: power, mayChange: mayStart)
         return
       }
       // Nobody but this machine may have it on, and with other disks than these it must not run.
@@ -101,6 +102,8 @@ extension MachinePlanner {
 
   private mutating func prepareBoot(_ host: BareMetalHost, name: String, power: PowerView) -> Bool {
     let disksReady = planAttachments(host, name: name, power: power, mayAttach: power.power == .off)
+    // A server that is on with this boot has it in effect; interfaces that changed meanwhile are plugged as in any boot.
+    if power.power == .on, host.status?.dpu?.boot == token { return disksReady }
     let bootReady = planBootData(host, name: name)
     return disksReady && bootReady
   }
@@ -142,6 +145,7 @@ extension MachinePlanner {
         }
         continue
       }
+      if present.host == name, !present.metadata.isBeingDeleted { annotate(present, for: disk) }
       if present.metadata.isBeingDeleted || present.host != name || !matches(present, disk) {
         message = message ?? "disk '\(disk.name)' is detached first, to be attached anew"
         if present.host == name, !present.metadata.isBeingDeleted { detach(present, name: name, power: power) }
@@ -179,7 +183,13 @@ extension MachinePlanner {
 
   /// Whether seed disk and interfaces of this boot are in place; plans what is missing.
   private mutating func planBootData(_ host: BareMetalHost, name: String) -> Bool {
-    let interfaces = GuestInterface.all(of: machine)
+    let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
+    // The handler may have made it so already, and said that the boot is ready: what the server may run with stays in
+    // its place, also where somebody has removed the boot data.
+    let prepared = present.flatMap { $0.boot == token && $0.machineUID == uid ? $0.interfaces : nil }
+    let interfaces =
+      (prepared ?? shownInterfaces(host)).map { GuestInterface.running(machine, booted: $0) }
+      ?? GuestInterface.all(of: machine)
     status.addresses = interfaces.map { interface in
       .init(interface: interface.name, mac: interface.mac, address: nil)
     }
@@ -192,13 +202,15 @@ extension MachinePlanner {
       return false
     }
     let wanted = bootData(userData: userData, interfaces: interfaces)
-    let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
     guard present == wanted else {
       steps.append(.writeBootData(host: name, wanted))
       if conditions.isTrue(Kind.attached) { set(Kind.attached, false, "Preparing", "writes the boot data") }
       return false
     }
-    guard host.status?.dpu?.boot == token else {
+    // What is there may be from boot data of the same boot that somebody has removed or changed since.
+    guard host.status?.dpu?.boot == token,
+      GuestInterface.places(shownInterfaces(host) ?? []) == GuestInterface.places(interfaces)
+    else {
       if conditions.isTrue(Kind.attached) {
         let trouble = host.status?.dpu?.conditions?.first { $0.status == .false }?.message
         set(
@@ -220,7 +232,7 @@ extension MachinePlanner {
 
   // MARK: After power on
 
-  private mutating func planBooted(_ host: BareMetalHost, name: String, power: PowerView) {
+  private mutating func planBooted(_ host: BareMetalHost, name: String, power: PowerView, mayChange: Bool) {
     switch power.power {
     case .on, .poweringOn, .unknown, .poweringOff:
       let isOn = power.power == .on || (power.power != .poweringOff && conditions.isTrue(Kind.powered))
@@ -233,8 +245,10 @@ extension MachinePlanner {
       if power.confirmedOff { nextBoot() }
       return
     }
-    planHotPlug(host, name: name, power: power)
-    noteChanges(on: name, booted: bootDataInEffect(host, name: name))
+    planHotPlug(host, name: name, mayChange: mayChange)
+    let booted = planInterfaces(on: name, booted: bootDataInEffect(host, name: name), mayChange: mayChange)
+    tellUnplugging(host, name: name, interfaces: booted?.interfaces)
+    noteChanges(on: name, booted: booted)
     readGuest(host)
   }
 
@@ -244,47 +258,32 @@ extension MachinePlanner {
     let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
     if let present, present.machineUID == uid, !present.isWithdrawn { return present }
     guard case .text(let userData) = view.userData else { return nil }
-    let wanted = GuestInterface.all(of: machine)
-    let shown = host.status?.dpu?.boot == token ? host.status?.dpu?.interfaces : nil
-    let interfaces = shown?.map { interface in
-      wanted.first { $0.name == interface.name && $0.mac == interface.mac }
-        ?? GuestInterface(name: interface.name, mac: interface.mac)
-    }
-    steps.append(.writeBootData(host: name, bootData(userData: userData, interfaces: interfaces ?? wanted)))
+    // What was plugged and unplugged since counts as well, by the spec as it is at this moment.
+    var data = bootData(userData: userData, interfaces: shownInterfaces(host) ?? GuestInterface.all(of: machine))
+    let running = GuestInterface.running(machine, booted: data.interfaces)
+    if running != data.interfaces { data.bootInterfaces = data.interfaces }
+    data.interfaces = running
+    steps.append(.whileCurrent(generation: machine.metadata.generation, .writeBootData(host: name, data)))
     return nil
   }
 
-  /// Disks that were added while the machine runs are attached at once; removed ones at the next stop.
-  private mutating func planHotPlug(_ host: BareMetalHost, name: String, power: PowerView) {
-    var message: String?
-    for disk in machine.spec.disks {
-      guard let volume = volumes[disk.name] else {
-        message = message ?? "disk '\(disk.name)' has no volume yet"
-        continue
-      }
-      if let present = view.attachments.first(where: { $0.volume == volume }) {
-        if !present.isAttached {
-          message =
-            present.status?.attachError?.message.map { "disk '\(disk.name)': \($0)" }
-            ?? "waits for bm-handler of \(name) to attach disk '\(disk.name)'"
+  /// The interfaces that the DPU shows in this boot, each at its place; nil where this boot is not in effect there.
+  private func shownInterfaces(_ host: BareMetalHost) -> [GuestInterface]? {
+    guard let dpu = host.status?.dpu, dpu.boot == token, let shown = dpu.interfaces else { return nil }
+    let wanted = GuestInterface.all(of: machine)
+    return shown.enumerated().map { position, interface in
+      var result =
+        wanted.first { $0.name == interface.name && $0.mac == interface.mac }
+        ?? GuestInterface(name: interface.name, mac: interface.mac)
+      // Where it is plugged, which is not always its place in the list.
+      let index = dpu.slots?.lazy.compactMap { slot in
+        GuestInterface.index(ofFunction: slot.name).flatMap {
+          slot.name == Names.networkFunction(index: $0, interface: interface.name) ? $0 : nil
         }
-      } else if view.foreignAttachments[volume] == nil {
-        steps.append(.createAttachment(attachment(disk: disk, volume: volume, host: host)))
-        message = message ?? "attaches disk '\(disk.name)'"
-      } else {
-        message = message ?? "the volume of disk '\(disk.name)' is attached for another machine"
-      }
+      }.first
+      result.index = index == position ? nil : index
+      return result
     }
-    let wanted = Set(volumes.values)
-    if let extra = view.attachments.first(where: { $0.host == name && !wanted.contains($0.volume) }),
-      volumes.count == machine.spec.disks.count
-    {
-      set(
-        Kind.attached, true, "RestartNeeded",
-        "the volume \(extra.volume), which the spec does not name any more, is detached at the next stop or restart")
-      return
-    }
-    set(Kind.attached, message == nil, message == nil ? "Attached" : "Attaching", message ?? "the DPU shows every disk")
   }
 
   /// What bm-handler saw of the guest in this boot.

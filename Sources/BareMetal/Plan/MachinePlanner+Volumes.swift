@@ -1,3 +1,4 @@
+import DPU
 import IaaS
 import Kubernetes
 
@@ -26,7 +27,9 @@ extension MachinePlanner {
           handles[volume] = handle
         }
         entry.volume = volume
-        entry.attached = view.attachments.contains { $0.volume == volume && $0.isAttached }
+        let attachment = view.attachments.first { $0.volume == volume }
+        entry.attached = attachment?.isAttached == true
+        if let attachment, attachment.isAttached { describe(attachment, in: &entry) }
       case .waits(let message):
         waits.append(message)
       case .create(let claim):
@@ -56,6 +59,15 @@ extension MachinePlanner {
       set(Kind.volumesReady, false, "Waiting", waits.joined(separator: "; "))
     }
     return true
+  }
+
+  /// What bm-handler saw of a disk.
+  private func describe(_ attachment: VolumeAttachment, in entry: inout BareMetalMachine.Volume) {
+    entry.function = attachment.shown(Names.shownFunction)
+    entry.serial = attachment.shown(Names.shownSerial)
+    entry.device = entry.serial.map { "/dev/disk/by-id/virtio-\($0)" }
+    entry.capacity = attachment.shownCapacity.map { Quantity(bytes: Int64(clamping: $0)).description }
+    entry.limits = attachment.shown(Names.shownLimits).flatMap { VolumeLimits(text: $0) }?.shown
   }
 
   private func isOwn(_ claim: PersistentVolumeClaim) -> Bool {
@@ -94,6 +106,7 @@ extension MachinePlanner {
       if let other = claim.spec?.volumeName.flatMap({ view.foreignAttachments[$0] }) {
         return (name, .problem(inUse(other, by: other, disk: disk.name, claim: name)))
       }
+      if let problem = readOnlyProblem(claim, disk: disk, field: field) { return (name, .problem(problem)) }
       return (name, bound(claim, disk: disk.name))
     }
 
@@ -120,6 +133,19 @@ extension MachinePlanner {
       return (name, bound(claim, disk: disk.name))
     }
     return (name, claimToMake(name, disk: disk, template: template, size: size, field: field))
+  }
+
+  /// A claim that says that it is only read must not be shown to a server that may write.
+  private func readOnlyProblem(
+    _ claim: PersistentVolumeClaim, disk: BareMetalMachine.Disk, field: String
+  ) -> SpecProblem? {
+    guard !disk.readOnly, let modes = claim.spec?.accessModes, !modes.isEmpty,
+      modes.allSatisfy({ $0 == "ReadOnlyMany" })
+    else { return nil }
+    return SpecProblem(
+      "ClaimReadOnly",
+      "\(field).readOnly is false, but the claim \(claim.key) of disk '\(disk.name)' has the access mode ReadOnlyMany "
+        + "only; set readOnly, or use a claim with ReadWriteOnce")
   }
 
   private func ours(_ volume: String) -> VolumeAttachment? { view.attachments.first { $0.volume == volume } }
@@ -248,7 +274,9 @@ extension MachinePlanner {
       Names.machineUIDAnnotation: uid, Names.machineAnnotation: key.description,
       Names.bootOrderAnnotation: "\(orders[disk.name] ?? 98)",
       Names.readOnlyAnnotation: disk.readOnly ? "true" : "false", Names.volumeHandleAnnotation: handle,
+      Names.diskAnnotation: disk.name,
     ]
+    metadata.annotations?[Names.limitsAnnotation] = VolumeLimits(disk.limits)?.text
     metadata.finalizers = [Names.attachmentFinalizer]
     return VolumeAttachment(
       metadata: metadata,

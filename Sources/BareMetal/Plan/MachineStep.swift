@@ -20,6 +20,11 @@ package enum MachineStep: Sendable, Hashable {
   case noteLeftovers(host: String, volumes: [String], machine: String)
   /// Lets an attachment go without the DPU's word, because an operator says that the DPU has no power.
   case waiveAttachment(String, uid: String, host: String)
+  /// Changes annotations of an attachment; nil removes one.
+  case annotateAttachment(String, uid: String, [String: String?])
+  /// Does something only if the machine's spec is still what the plan was made from: it takes something from a running
+  /// server, and what was known of the spec may be old.
+  indirect case whileCurrent(generation: Int64?, MachineStep)
   case writeBootData(host: String, BootData)
   case deleteBootData(host: String, uid: String)
   case power(host: String, PowerWish)
@@ -29,6 +34,15 @@ package enum MachineStep: Sendable, Hashable {
   /// Whether it says something about the power of this host.
   package func isPower(of host: String) -> Bool {
     if case .power(host, _) = self { true } else { false }
+  }
+
+  /// Whether it takes this attachment away.
+  package func deletesAttachment(_ name: String?) -> Bool {
+    switch self {
+    case .deleteAttachment(let deleted, _, _): deleted == name
+    case .whileCurrent(_, let step): step.deletesAttachment(name)
+    default: false
+    }
   }
 
   /// For logs: what and to which object, without content.
@@ -43,6 +57,9 @@ package enum MachineStep: Sendable, Hashable {
     case .deleteAttachment(let name, _, _): "delete attachment \(name)"
     case .noteLeftovers(let host, let volumes, _): "note on \(host) what is left: \(volumes.joined(separator: ", "))"
     case .waiveAttachment(let name, _, let host): "let attachment \(name) go without the word of \(host)"
+    case .annotateAttachment(let name, _, let changes):
+      "annotate attachment \(name): \(changes.keys.sorted().joined(separator: ", "))"
+    case .whileCurrent(_, let step): step.summary
     case .writeBootData(let host, _): "write the boot data of \(host)"
     case .deleteBootData(let host, _): "delete the boot data of \(host)"
     case .power(let host, let wish): "power of \(host): \(wish)"
@@ -86,6 +103,8 @@ package struct MachineView: Sendable {
   package var now: MicroTimestamp
   /// How long an operating system gets to shut down.
   package var shutdownGrace: Duration
+  /// How long a guest may hold on to what was removed before that is told.
+  package var unplugLimit: Duration = .seconds(60)
 
   package init(machine: BareMetalMachine, now: MicroTimestamp) {
     self.machine = machine

@@ -1,3 +1,4 @@
+import DPU
 package import IaaS
 import Kubernetes
 
@@ -65,6 +66,7 @@ private func diskProblems(_ disks: [BareMetalMachine.Disk]) -> [SpecProblem] {
       }
       orders[order] = disk.name
     }
+    if let limits = disk.limits { problems += VolumeLimits.problems(limits, field: "\(field).limits") }
     switch (disk.existingClaim, disk.template) {
     case (nil, nil):
       problems.append(

@@ -82,9 +82,10 @@ extension OPIVirtioBlk: Resource {
 
   package func remove(_ scope: Scope) async throws {
     do {
-      try await scope.target.functions.unplug(function: id)
+      try await scope.target.functions.unplug(function: id, force: CallWords.isForced)
     } catch let error as DPUError {
-      throw TargetError(error)
+      // A server that has not let go yet may do so at any time: the disk is on its way out, and nothing brings it back.
+      throw TargetError(error, goesOn: error.code == .busy)
     }
     await scope.view.noteChange()
     if hasMaxLimit, let bdev = try await scope.view.bdev(scope.bdevName(volumeNameRef)) {

@@ -60,13 +60,23 @@ extension Inventory {
 
   /// Takes a controller away: first its socket, which is what a chassis sees, then, when the front end let go, the
   /// controller. EBUSY where the front end did not let go in time: the socket stays away, the controller stays, and
-  /// the delete can be repeated.
-  func deleteController(_ name: String, _ done: @escaping @Sendable (Result<Void, SoftDPUError>) -> Void) {
+  /// the delete can be repeated, which does not wait as long again.
+  /// - Parameter isForced: Cuts the front end off, after the requests that are under way.
+  func deleteController(
+    _ name: String, isForced: Bool = false, _ done: @escaping @Sendable (Result<Void, SoftDPUError>) -> Void
+  ) {
     let operation = "delete controller \(name)"
     guard let controller = controller(name) else { return done(.failure(.system(ENODEV, operation))) }
+    if controller.isRetiring, controller.isConnected, !isForced {
+      // Under way already: how things are in a moment.
+      DispatchQueue.global().asyncAfter(deadline: .now() + Inventory.repeatedReleaseTime) { [self] in
+        done(self.controller(name) === controller ? .failure(.system(EBUSY, operation)) : .success(()))
+      }
+      return
+    }
     unsafe unlink(controller.path)
     let once = Once(done)
-    controller.retire { [self] in
+    let gone: @Sendable () -> Void = { [self] in
       // Off the reactor's thread: saving waits for the disk.
       DispatchQueue.global().async { [self] in
         let isPresent = change { state -> Bool in
@@ -88,6 +98,7 @@ extension Inventory {
         }
       }
     }
+    if isForced { controller.close(then: gone) } else { controller.retire(then: gone) }
     DispatchQueue.global().asyncAfter(deadline: .now() + Inventory.releaseTime) {
       once.call(.failure(.system(EBUSY, operation)))
     }

@@ -43,6 +43,8 @@ final class Inventory: Sendable {
 
   /// How long a delete waits for the front end to let go.
   static let releaseTime = DispatchTimeInterval.seconds(5)
+  /// How long a delete that is repeated waits: it asks how things are.
+  static let repeatedReleaseTime = DispatchTimeInterval.milliseconds(500)
 
   init(
     vhostDirectory: String, reactors: [Reactor], stateDirectory: String?, limits: ConnectionLimits, logger: Logger

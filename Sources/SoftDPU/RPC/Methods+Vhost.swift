@@ -44,10 +44,13 @@ extension Methods {
   }
 
   private func deleteController(_ request: Request, _ reply: @escaping Reply) throws {
-    let parameters = try vhostParameters(request, allowed: ["ctrlr"])
-    guard let name = try? parameters.string("ctrlr") else { throw Methods.vhostError(EINVAL) }
+    // Not in SPDK: with "force" the front end is cut off where it does not let go.
+    let parameters = try vhostParameters(request, allowed: ["ctrlr", "force"])
+    guard let name = try? parameters.string("ctrlr"), let isForced = try? parameters.bool("force") else {
+      throw Methods.vhostError(EINVAL)
+    }
     inventory.dropUnrestored(key: ConfigurationCall.key("vhost_create_blk_controller", name))
-    inventory.deleteController(name) { result in
+    inventory.deleteController(name, isForced: isForced) { result in
       reply(result.map { JSONValue.bool(true) }.mapError { Methods.vhostError($0.errorNumber) })
     }
   }

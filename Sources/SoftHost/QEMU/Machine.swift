@@ -10,6 +10,8 @@ final class Machine: Sendable {
     /// The guest's kernel has panicked, and told so.
     var hasPanicked = false
     var isDisconnected = false
+    /// Functions that the guest has refused to let go of since the machine was asked last.
+    var refusals: Set<String> = []
   }
 
   private final class Relay: Sendable {
@@ -58,6 +60,10 @@ final class Machine: Sendable {
           case "GUEST_PANICKED": signals.hasPanicked = true
           case "RESET": signals.hasPanicked = false
           case "DEVICE_DELETED": break
+          case "DEVICE_UNPLUG_GUEST_ERROR":
+            // Without a name the device is one that is not ours.
+            guard let id = event.data["device"]?.stringValue else { return false }
+            signals.refusals.insert(id)
           default: return false
           }
           return true
@@ -153,26 +159,28 @@ final class Machine: Sendable {
     }
   }
 
-  /// Takes a function out, with the guest's consent, and returns when it is gone.
-  func unplug(_ id: String, within limit: Duration) async throws {
-    let deadline = ContinuousClock.now + limit
+  /// Asks the guest to let a function go. Whether it has is read back with `plugged`; QEMU rings when it has.
+  func requestUnplug(_ id: String) async throws {
+    _ = relay.signals.withLock { $0.refusals.remove(id) }
     do {
       try await client.execute("device_del", ["id": .string(id)])
     } catch let error as SoftHostError where error.code == .refused {
       // Asked for already, or gone already: what counts is what is read back.
     }
-    while try await isPresent(id) {
-      guard ContinuousClock.now < deadline else {
-        throw SoftHostError(.timeout, operation: "unplug \(id)", message: "the guest did not let go within \(limit)")
-      }
-      try await Task.sleep(for: .milliseconds(20))
-    }
-    await removeBackend(id, isNIC: id.hasPrefix("nic-"))
   }
 
-  private func isPresent(_ id: String) async throws -> Bool {
-    let children = try await client.execute("qom-list", ["path": "/machine/peripheral"]).arrayValue ?? []
-    return children.contains { $0["name"]?.stringValue == id }
+  /// Lets go of what a function was connected to that the guest has let go of.
+  func finishUnplug(_ id: String) async { await removeBackend(id, isNIC: id.hasPrefix("nic-")) }
+
+  /// Lets go of disks' connections whose devices are gone: a chassis that was killed between the two left them, and the
+  /// data plane takes them for a server that holds on.
+  func removeOrphans(_ plugged: [BusPlan.Plugged]) async throws {
+    let present = Set(plugged.map(\.id))
+    for device in try await client.execute("query-chardev").arrayValue ?? [] {
+      guard let label = device["label"]?.stringValue, label.hasPrefix("chr-blk-") else { continue }
+      let id = String(label.dropFirst(4))
+      if !present.contains(id) { await removeBackend(id, isNIC: false) }
+    }
   }
 
   /// Removes what a device was connected to; QEMU still holds it for a moment after the device is gone.

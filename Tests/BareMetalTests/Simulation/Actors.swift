@@ -231,8 +231,11 @@ final class SimulatedHandler {
     status.ready = true
     let isReady = HandlerPlan.isBootReady(view)
     status.boot = HandlerPlan.bootInEffect(view)
-    let slots = view.functions.map {
+    var slots = view.functions.map {
       BareMetalHost.Slot(name: $0.name, kind: $0.name == Names.seedFunction ? .seed : .disk, volume: $0.volume)
+    }
+    slots += view.interfaces.map {
+      BareMetalHost.Slot(name: Names.networkFunction(index: $0.index, interface: $0.name), kind: .nic)
     }
     status.slots = slots.isEmpty ? nil : slots
     if isReady {
@@ -262,22 +265,31 @@ final class SimulatedHandler {
     guard var server = world.servers[name] else { return }
     server.advance(to: world.time)
     switch step {
-    case .unplug(let function):
-      if server.isOn, !mayYank {
+    case .unplug(let function, _):
+      guard server.isOn, let shown = server.functions[function] else {
+        server.functions[function] = nil
+        break
+      }
+      if !mayYank, !world.removed.contains(shown.volume) {
         world.violations.append("\(name): \(function) was taken from a running server")
       }
-      server.functions[function] = nil
+      // A guest lets go at once, after a while, or never.
+      let pause = [Duration.zero, .seconds(8), .seconds(1_000_000)].randomElement(using: &world.random) ?? .zero
+      server.leaving[function] = server.leaving[function] ?? world.time + pause
+      server.advance(to: world.time)
     case .deleteVolume(let volume):
       guard !server.functions.values.contains(where: { $0.volume == volume }) else { return }
       server.volumes[volume] = nil
     case .createVolume(let volume, let file, let readOnly):
       server.volumes[volume] = BlockVolume(name: volume, file: file, blockSize: 512, blockCount: 1, readOnly: readOnly)
+    case .limitVolume(let volume, let limits): server.volumes[volume]?.limits = limits
     case .growVolume(let volume, let bytes): server.volumes[volume]?.blockCount = bytes / 512
     case .plug(let function, let volume, let readOnly):
-      guard server.volumes[volume] != nil else { return }
+      // What is on its way out is no place for something new.
+      guard server.volumes[volume] != nil, server.leaving[function] == nil else { return }
       server.functions[function] = BlockFunction(name: function, volume: volume, readOnly: readOnly)
     case .unplugInterface(let interface):
-      if server.isOn, !mayYank {
+      if server.isOn, !mayYank, !world.removed.contains(interface.name) {
         world.violations.append("\(name): interface \(interface.name) was taken from a running server")
       }
       server.interfaces.removeAll { $0.index == interface.index }

@@ -1,4 +1,5 @@
 import BareMetal
+import DPU
 import Foundation
 import IaaS
 import Kubernetes
@@ -96,6 +97,7 @@ final class Simulation {
       addHost(name)
     }
     for handler in handlers { handler.mayYank = isDouble || scenario == .force }
+    world.isLenient = isDouble || scenario == .force
     var shared = PersistentVolumeClaim(
       metadata: ObjectMeta(name: "shared", namespace: "t", uid: "uid-shared", resourceVersion: "0"),
       spec: .init(volumeName: "pvc-shared"), status: .init(phase: "Bound"))
@@ -228,7 +230,8 @@ final class Simulation {
     }
     world.version += 1
     machine.metadata.resourceVersion = "\(world.version)"
-    switch Int.random(in: 0..<10, using: &world.random) {
+    let before = machine.spec
+    switch Int.random(in: 0..<13, using: &world.random) {
     case 0..<3:
       if machine.metadata.finalizers == nil {
         world.state.machines[key] = nil
@@ -245,10 +248,40 @@ final class Simulation {
     case 7:
       // Somebody removes a secret that looks as if nobody needed it.
       if let host = pick(hostNames) { world.state.secrets[host] = nil }
+    case 10: toggleDisk(of: &machine)
+    case 11: toggleInterface(of: &machine)
+    case 12: machine.spec.disks[0].limits = world.random.chance(50) ? nil : .init(iops: 5000, bandwidth: "8Mi")
     default: if scenario == .force, world.random.chance(25) { return useForce(key) }
     }
+    if machine.spec != before { machine.metadata.generation = (machine.metadata.generation ?? 1) + 1 }
     world.state.machines[key] = machine
     world.trace("user, \(key): running \(machine.spec.running), deleted \(machine.metadata.isBeingDeleted)")
+  }
+
+  /// The second disk goes or comes, whether the machine runs or not.
+  private func toggleDisk(of machine: inout BareMetalMachine) {
+    let isSharer = ["m1", "m2"].contains(machine.key.name)
+    guard let index = machine.spec.disks.firstIndex(where: { $0.name == "data" }) else {
+      machine.spec.disks.append(
+        isSharer
+          ? .init(name: "data", existingClaim: .init(claimName: "shared"))
+          : .init(name: "data", template: .init(size: "1Gi")))
+      return
+    }
+    machine.spec.disks.remove(at: index)
+    let name = isSharer ? "shared" : Names.claim(machine: machine.key.name, disk: "data")
+    let claim = world.state.claimObjects[ObjectKey(namespace: "t", name: name)]
+    // A claim that is not bound yet will have this volume.
+    if let claim { world.removed.insert(claim.spec?.volumeName ?? "pvc-\(claim.metadata.uid ?? "")") }
+  }
+
+  private func toggleInterface(of machine: inout BareMetalMachine) {
+    if let index = machine.spec.interfaces.firstIndex(where: { $0.name == "eth1" }) {
+      machine.spec.interfaces.remove(at: index)
+      world.removed.insert("eth1")
+    } else {
+      machine.spec.interfaces.insert(.init(name: "eth1"), at: Int.random(in: 0...1, using: &world.random))
+    }
   }
 
   private func useForce(_ key: ObjectKey) {
@@ -308,6 +341,29 @@ final class Simulation {
     world.check()
   }
 
+  /// What a machine that runs lacks of its spec, or has beyond it, without telling why.
+  private func unfinished(_ machine: BareMetalMachine, on host: String) -> [String] {
+    var problems: [String] = []
+    let conditions = machine.status?.conditions ?? []
+    let isTold =
+      conditions.contains { ["VolumeInUse", "Attaching", "RestartNeeded"].contains($0.reason) }
+      || conditions.condition("Unplugged") != nil || conditions.isTrue("RestartNeeded")
+    guard let server = world.servers[host], !isTold else { return [] }
+    let attached = Set(machine.status?.volumes?.filter { $0.attached == true }.map(\.disk) ?? [])
+    if attached != Set(machine.spec.disks.map(\.name)) { problems.append("\(machine.key) runs with \(attached)") }
+    let shown = server.functions.values.filter { $0.name != Names.seedFunction }.count
+    if shown != attached.count { problems.append("\(machine.key): \(host) shows \(shown) disks") }
+    let cards = Set(server.interfaces.map(\.name))
+    if cards != Set(machine.spec.interfaces.map(\.name)) { problems.append("\(machine.key) runs with \(cards)") }
+    for disk in machine.spec.disks {
+      let name = disk.existingClaim?.claimName ?? Names.claim(machine: machine.key.name, disk: disk.name)
+      let claim = world.state.claimObjects[ObjectKey(namespace: machine.key.namespace, name: name)]
+      let limits = claim?.spec?.volumeName.flatMap { server.volumes[$0]?.limits.shown }
+      if limits != disk.limits { problems.append("\(machine.key): disk \(disk.name) has other limits") }
+    }
+    return problems
+  }
+
   func problems() -> [String] {
     var problems = world.violations + quietViolations
     let state = world.state
@@ -337,6 +393,7 @@ final class Simulation {
         problems.append("\(key) is \(phase), not Running: \(machine.status?.message ?? "")")
       }
       if phase != "Running", machine.status?.message == nil { problems.append("\(key) waits in silence") }
+      if phase == "Running", let host = machine.status?.host { problems += unfinished(machine, on: host) }
     }
     for attachment in state.attachmentObjects.values where state.machine(uid: attachment.machineUID ?? "") == nil {
       problems.append("attachment \(attachment.key.name) is left over")

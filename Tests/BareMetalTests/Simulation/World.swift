@@ -79,6 +79,8 @@ struct Server {
   var volumes: [String: BlockVolume] = [:]
   var functions: [String: BlockFunction] = [:]
   var interfaces: [PluggedInterface] = []
+  /// Functions that the guest was asked to let go of, and when it does.
+  var leaving: [String: Duration] = [:]
 
   /// The DPU starts anew: what it showed is gone, whatever the server does.
   mutating func rebootDPU() {
@@ -88,10 +90,18 @@ struct Server {
   }
 
   mutating func advance(to time: Duration) {
+    for (function, moment) in leaving where moment <= time { letGo(function) }
     guard let change = pending, change.at <= time else { return }
     pending = nil
     if isOn != change.isOn { guestUpAt = change.isOn ? time + .seconds(5) : nil }
     isOn = change.isOn
+    // Without power nobody holds on to anything.
+    if !isOn { for function in leaving.keys { letGo(function) } }
+  }
+
+  private mutating func letGo(_ function: String) {
+    functions[function] = nil
+    leaving[function] = nil
   }
 }
 
@@ -108,6 +118,10 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
   /// Whether machines move and hosts die: only then are random numbers drawn for it.
   var hasMigrations = false
   var violations: [String] = []
+  /// Volumes of disks, and names of interfaces, that a user has removed from a spec at some time.
+  var removed: Set<String> = []
+  /// Whether two controllers or somebody's force may take a disk away that its machine still names.
+  var isLenient = false
   private var uids = 0
 
   /// What happened, where somebody wants to read it.
@@ -306,7 +320,19 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
       guard var attachment = state.attachmentObjects[name] else { throw error(.notFound, "delete attachment") }
       guard attachment.metadata.uid == uid else { throw error(.conflict, "delete attachment") }
       guard attachment.metadata.deletionTimestamp == nil else { return }
+      noteDetach(attachment)
       attachment.metadata.deletionTimestamp = Timestamp(now.date)
+      stamp(&attachment.metadata)
+      writes += 1
+      state.attachmentObjects[name] = attachment
+    }
+  }
+
+  func annotateAttachment(_ name: String, uid: String, _ changes: [String: String?]) async throws {
+    try call("annotate attachment") {
+      guard var attachment = state.attachmentObjects[name] else { throw error(.notFound, "annotate attachment") }
+      guard attachment.metadata.uid == uid else { throw error(.conflict, "annotate attachment") }
+      for (key, value) in changes { attachment.metadata.annotations?[key] = value }
       stamp(&attachment.metadata)
       writes += 1
       state.attachmentObjects[name] = attachment
@@ -421,6 +447,21 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
   }
 
   // MARK: What must never happen
+
+  /// A disk that is taken from a server that is on must not be one that its machine's spec names at this moment.
+  private func noteDetach(_ attachment: VolumeAttachment) {
+    guard !isLenient, let host = attachment.host, servers[host]?.isOn == true,
+      let claim = state.hostObjects[host]?.status?.claim, claim.uid == attachment.machineUID,
+      let machine = state.machine(uid: claim.uid), !machine.metadata.isBeingDeleted
+    else { return }
+    let named = machine.spec.disks.compactMap { disk in
+      let name = disk.existingClaim?.claimName ?? Names.claim(machine: machine.key.name, disk: disk.name)
+      return state.claimObjects[ObjectKey(namespace: machine.key.namespace, name: name)]?.spec?.volumeName
+    }
+    if named.contains(attachment.volume) {
+      violations.append("\(host): \(attachment.volume) was taken from \(claim.name), which names it and is on")
+    }
+  }
 
   /// A host that is given back: its server is off and shows nothing of the machine.
   private func noteRelease(_ host: String, _ claim: BareMetalHost.Claim) {
