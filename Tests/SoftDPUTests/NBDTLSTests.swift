@@ -109,7 +109,7 @@ import SoftDPU
     try await place.limit(megabytes: 8)
     let reader = try ChildProcess("nbdcopy", ["--connections=1", place.uri(place.stranger), copy])
     try await place.eventuallyReads(4)
-    reader.signal(SIGSTOP)
+    reader.freeze()
     #expect(reader.isRunning)
     try await place.limit(megabytes: 0)
     for _ in 0..<3 { _ = try await place.qemu(place.stranger, "read 0 4M", "write -P 9 60M 64k") }

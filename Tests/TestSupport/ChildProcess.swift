@@ -9,6 +9,12 @@ public final class ChildProcess: Sendable {
   public enum Exit: Sendable, Hashable {
     case code(Int32)
     case signal(Int32)
+
+    /// What waitpid tells of a process that has ended.
+    fileprivate init(_ status: Int32) {
+      let signal = status & 0x7f
+      self = signal == 0 ? .code((status >> 8) & 0xff) : .signal(signal)
+    }
   }
 
   /// The process id, which is also the id of its process group.
@@ -69,10 +75,7 @@ public final class ChildProcess: Sendable {
     exit.withLock { exit in
       if exit == nil {
         var status: Int32 = 0
-        if waitpid(pid, &status, WNOHANG) == pid {
-          let signal = status & 0x7f
-          exit = signal == 0 ? .code((status >> 8) & 0xff) : .signal(signal)
-        }
+        if waitpid(pid, &status, WNOHANG) == pid { exit = Exit(status) }
       }
       return exit
     }
@@ -85,6 +88,18 @@ public final class ChildProcess: Sendable {
   /// Sends a signal to the program alone; nothing happens when it has ended.
   public func signal(_ number: Int32) {
     if isRunning { Glibc.kill(pid, number) }
+  }
+
+  /// Stops the program alone. When this returns, none of its threads runs: the signal alone takes a moment to reach
+  /// them all.
+  public func freeze() {
+    exit.withLock { exit in
+      guard exit == nil, Glibc.kill(pid, SIGSTOP) == 0 else { return }
+      var status: Int32 = 0
+      // The kernel tells the parent when the last thread has stopped.
+      guard waitpid(pid, &status, WUNTRACED) == pid, status & 0xff != 0x7f else { return }
+      exit = Exit(status)
+    }
   }
 
   /// Kills the program and its process group, and reaps it.

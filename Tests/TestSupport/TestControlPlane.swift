@@ -264,7 +264,8 @@ public final class TestControlPlane: Sendable {
 
   /// Stops and continues the API server as a whole: connections stay open and nothing answers.
   public func freezeAPIServer(_ frozen: Bool) {
-    processes.withLock { $0.api }?.signal(frozen ? SIGSTOP : SIGCONT)
+    let child = processes.withLock { $0.api }
+    if frozen { child?.freeze() } else { child?.signal(SIGCONT) }
   }
 
   private func startControllerManager() throws {
