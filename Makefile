@@ -36,8 +36,7 @@ build-tests: dependencies
 
 test: build-tests kubernetes peers ## Run all tests, with real components (as root)
 	@images/build-tiny.sh
-	@# One after another: servers, guests and control planes in parallel would time each other out on two cores.
-	@swift test -c $(CONFIGURATION) --skip-build --no-parallel
+	@scripts/test.sh $(CONFIGURATION)
 
 SECONDS := 60
 
