@@ -40,6 +40,14 @@ public enum Names {
   /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.
   public static let cloneFromAnnotation = "csi.ycloud.yusur.io/clone-from"
 
+  /// Annotation of a VolumeSnapshot, by bm-controller: the group in which the data plane has captured the volume together
+  /// with others. csi-controller makes the snapshot of that.
+  public static let snapshotGroupAnnotation = "iaas.yusur.io/snapshot-group"
+  /// Finalizer of snapshots, restores and clones of machines.
+  public static let lifeFinalizer = "iaas.yusur.io/machine-life"
+  /// Label of what was made for a snapshot, restore or clone of a machine: its UID.
+  public static let makerUIDLabel = "iaas.yusur.io/made-for-uid"
+
   /// Finalizer of a machine: bm-controller gives everything back before the machine goes.
   public static let machineFinalizer = "iaas.yusur.io/machine"
   /// Finalizer of a host while a machine holds it.

@@ -71,6 +71,7 @@ extension RPCError {
       case .notFound: .notFound
       case .busy, .refused: .failedPrecondition
       case .malformed: .internalError
+      case .unsupported: .unimplemented
       }
     self.init(code: code, message: "\(error)")
   }

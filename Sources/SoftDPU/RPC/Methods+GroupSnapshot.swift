@@ -42,7 +42,8 @@ extension Methods {
       do throws(SoftDPUError) {
         let outcome = try group.take()
         logger.info(
-          "snapshot taken", metadata: ["folder": "\(folder)", "bdevs": "\(group.items.count)", "pause_us": "\(outcome.pause)"])
+          "snapshot taken",
+          metadata: ["folder": "\(folder)", "bdevs": "\(group.items.count)", "pause_us": "\(outcome.pause)"])
         reply(
           .success([
             "folder": .string(folder), "pause_us": .integer(Int64(clamping: outcome.pause)),
