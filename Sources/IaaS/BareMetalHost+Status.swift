@@ -36,6 +36,7 @@ extension BareMetalHost {
     public var hardware: Hardware?
     public var dpu: DPUStatus?
     public var claim: Claim?
+    public var snapshot: SnapshotRequest?
     public var conditions: [Condition]?
 
     public init() {}
@@ -51,6 +52,44 @@ extension BareMetalHost {
       self.namespace = namespace
       self.name = name
       self.uid = uid
+    }
+  }
+
+  /// A snapshot that bm-controller asks bm-handler to have taken of several disks at one moment.
+  public struct SnapshotRequest: Codable, Sendable, Hashable {
+    /// What the group is called in the pool.
+    public var token: String
+    public var machineUID: String
+    /// PersistentVolumes of the machine that are attached.
+    public var volumes: [String]
+
+    public init(token: String, machineUID: String, volumes: [String]) {
+      self.token = token
+      self.machineUID = machineUID
+      self.volumes = volumes
+    }
+  }
+
+  /// What became of a snapshot that was asked for.
+  public struct SnapshotAnswer: Codable, Sendable, Hashable {
+    public var token: String
+    public var takenAt: MicroTimestamp?
+    /// For how long the server's writes were kept back.
+    public var pauseMicroseconds: Int64?
+    /// Why there is none.
+    public var error: String?
+    /// The data plane cannot, and will not.
+    public var unsupported: Bool?
+
+    public init(
+      token: String, takenAt: MicroTimestamp? = nil, pauseMicroseconds: Int64? = nil, error: String? = nil,
+      unsupported: Bool? = nil
+    ) {
+      self.token = token
+      self.takenAt = takenAt
+      self.pauseMicroseconds = pauseMicroseconds
+      self.error = error
+      self.unsupported = unsupported
     }
   }
 
@@ -120,6 +159,7 @@ extension BareMetalHost {
     public var boot: String?
     public var slots: [Slot]?
     public var interfaces: [Interface]?
+    public var snapshot: SnapshotAnswer?
     public var conditions: [Condition]?
 
     public init() {}

@@ -35,6 +35,8 @@ public enum Names {
   public static let capacityAnnotation = "csi.ycloud.yusur.io/capacity"
   /// Member of an attachment's reported metadata: the size in bytes that the server sees.
   public static let shownCapacity = "capacity"
+  /// Annotation of a claim, by csi-controller: why it has no volume yet, `<Reason>: <message>`.
+  public static let provisioningMessageAnnotation = "csi.ycloud.yusur.io/provisioning-message"
   /// Annotation of a machine: any new value restarts it.
   public static let restartAnnotation = "iaas.yusur.io/restart-requested"
   /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.

@@ -1,6 +1,7 @@
 import GRPCCore
 import JSON
 package import OPI
+import SwiftProtobuf
 
 /// Snapshots of several volumes at one moment. The data plane makes them whole, or not at all; there are no records of
 /// them here.

@@ -16,6 +16,8 @@ package struct HandlerReconciler: Reconcile {
   let seeds: SeedDisk
   let guest: GuestWatcher
   let volumesDirectory: String
+  /// Where snapshots of several volumes are put.
+  let groupsDirectory: String
   let logger: Logger
   let memory = Memory()
 
@@ -193,6 +195,7 @@ package struct HandlerReconciler: Reconcile {
     new.boot = followed
     new.slots = version == nil ? old?.slots : slots(view)
     new.interfaces = followed == nil ? nil : guest.interfaces
+    new.snapshot = await snapshotAnswer(view, isAvailable: version != nil)
     new.conditions = conditions(old?.conditions ?? [], version: version, failures: failures)
     guard new != old else { return }
     do {
