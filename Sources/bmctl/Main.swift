@@ -29,7 +29,11 @@ struct Main: AsyncParsableCommand {
           StartCommand.self, StopCommand.self, RestartCommand.self, ConsoleCommand.self, SSHCommand.self,
         ]),
       CommandGroup(
-        name: "Manage", subcommands: [ImageCommand.self, HostCommand.self, CompletionCommand.self]),
+        name: "Manage",
+        subcommands: [
+          SnapshotCommand.self, RestoreCommand.self, CloneCommand.self, ImageCommand.self, HostCommand.self,
+          CompletionCommand.self,
+        ]),
     ])
 
   static func main() async {
