@@ -2,6 +2,7 @@ import BareMetal
 import IaaS
 import JSON
 import Kubernetes
+import Synchronization
 
 /// What others do meanwhile: servers that write to their disks, csi-controller, bm-handler.
 extension LifeWorld {

@@ -1,6 +1,7 @@
 import BareMetal
 import IaaS
 import Kubernetes
+import Synchronization
 import Logging
 import Testing
 

@@ -103,9 +103,8 @@ final class LifeWorld: LifeCluster {
   // MARK: Writing
 
   private static func path<T: LifeObject>(_ type: T.Type) -> WritableKeyPath<Objects, [ObjectKey: T]>? {
-    (\Objects.snapshots as? WritableKeyPath<Objects, [ObjectKey: T]>)
-      ?? (\Objects.restores as? WritableKeyPath<Objects, [ObjectKey: T]>)
-      ?? (\Objects.clones as? WritableKeyPath<Objects, [ObjectKey: T]>)
+    let all: [AnyKeyPath] = [\Objects.snapshots, \Objects.restores, \Objects.clones]
+    return all.lazy.compactMap { $0 as? WritableKeyPath<Objects, [ObjectKey: T]> }.first
   }
 
   private func change<T: LifeObject>(_ object: T, _ body: (inout T) throws -> Void) throws {
@@ -154,7 +153,7 @@ final class LifeWorld: LifeCluster {
   }
 
   private func create<T: KubernetesObject>(
-    _ object: T, _ path: WritableKeyPath<Objects, [ObjectKey: T]> & Sendable
+    _ object: T, _ path: any WritableKeyPath<Objects, [ObjectKey: T]> & Sendable
   ) throws {
     try write { state in
       guard state.truth[keyPath: path][object.key] == nil else { throw Self.failure(.alreadyExists) }
@@ -167,7 +166,7 @@ final class LifeWorld: LifeCluster {
     }
   }
   private func delete<T: KubernetesObject>(
-    _ key: ObjectKey, _ uid: String, _ path: WritableKeyPath<Objects, [ObjectKey: T]> & Sendable
+    _ key: ObjectKey, _ uid: String, _ path: any WritableKeyPath<Objects, [ObjectKey: T]> & Sendable
   ) throws {
     try write { state in
       guard var object = state.truth[keyPath: path][key] else { throw Self.failure(.notFound) }
