@@ -27,7 +27,12 @@ package protocol LifeCluster: Sendable {
   func persistentVolume(_ name: String) -> PersistentVolume?
   func attachments(ofMachine uid: String) -> [VolumeAttachment]
   func host(_ name: String) -> BareMetalHost?
+  func hasMachineSnapshot(uid: String) -> Bool
 
+  /// Whether the API server has this very version of the object.
+  func isCurrent<T: LifeObject>(_ object: T) async throws -> Bool
+  func currentHost(_ name: String) async throws -> BareMetalHost?
+  func currentClaim(_ key: ObjectKey) async throws -> PersistentVolumeClaim?
   func currentMachine(_ key: ObjectKey) async throws -> BareMetalMachine?
   func volumeSnapshot(_ key: ObjectKey) async throws -> VolumeSnapshot?
 
@@ -104,6 +109,23 @@ package struct KubernetesLifeCluster: LifeCluster {
     caches.attachments.byIndex(ControllerCaches.Index.machineUID, uid)
   }
   package func host(_ name: String) -> BareMetalHost? { caches.hosts.get(name: name) }
+  package func hasMachineSnapshot(uid: String) -> Bool { life.snapshots.all().contains { $0.metadata.uid == uid } }
+
+  package func isCurrent<T: LifeObject>(_ object: T) async throws -> Bool {
+    let present = try await orNil {
+      try await client.get(T.self, name: object.key.name, namespace: object.key.namespace)
+    }
+    return present?.metadata.uid == object.metadata.uid
+      && present?.metadata.resourceVersion == object.metadata.resourceVersion
+  }
+
+  package func currentHost(_ name: String) async throws -> BareMetalHost? {
+    try await orNil { try await client.get(BareMetalHost.self, name: name) }
+  }
+
+  package func currentClaim(_ key: ObjectKey) async throws -> PersistentVolumeClaim? {
+    try await orNil { try await client.get(PersistentVolumeClaim.self, name: key.name, namespace: key.namespace) }
+  }
 
   package func currentMachine(_ key: ObjectKey) async throws -> BareMetalMachine? {
     try await orNil { try await client.get(BareMetalMachine.self, name: key.name, namespace: key.namespace) }

@@ -20,7 +20,11 @@ struct LifeExecutor: Sendable {
         try await cluster.addFinalizer(to: object)
         return .requeue(after: .zero)
       }
-      try await writeStatus(plan.status, of: object)
+      let isWritten = try await writeStatus(plan.status, of: object)
+      // What is done by an old picture may be wrong by now; a status that was taken proves that it is not old.
+      if !isWritten, !plan.steps.isEmpty, try await !cluster.isCurrent(object) {
+        return .requeue(after: .milliseconds(20))
+      }
       for step in plan.steps {
         logger.info("step", metadata: ["object": "\(object.key)", "step": "\(step.summary)"])
         try await execute(step)
@@ -33,15 +37,17 @@ struct LifeExecutor: Sendable {
     return .done
   }
 
-  private func writeStatus<T: LifeObject>(_ status: T.Status, of object: T) async throws {
+  /// Whether there was anything to write.
+  private func writeStatus<T: LifeObject>(_ status: T.Status, of object: T) async throws -> Bool {
     let old = try MergePatch.json(object.status)
     let new = try MergePatch.json(status)
-    guard let patch = MergePatch.difference(from: old, to: new) else { return }
+    guard let patch = MergePatch.difference(from: old, to: new) else { return false }
     try await cluster.patchStatus(of: object, patch)
-    guard let phase = new["phase"]?.stringValue, phase != old["phase"]?.stringValue else { return }
+    guard let phase = new["phase"]?.stringValue, phase != old["phase"]?.stringValue else { return true }
     let message = new["message"]?.stringValue ?? "done"
     events?.event(
       regarding: object, type: phase == "Failed" ? .warning : .normal, reason: phase, message: message)
+    return true
   }
 
   private func execute(_ step: LifeStep) async throws {
@@ -122,7 +128,14 @@ package struct MachineSnapshotReconciler: Reconcile {
       view.attachments = cluster.attachments(ofMachine: uid)
     }
     for name in Set(view.attachments.compactMap(\.host) + [snapshot.status?.host].compactMap(\.self)) {
-      view.hosts[name] = cluster.host(name)
+      // What is left behind at the end is found by nobody else.
+      view.hosts[name] =
+        snapshot.metadata.isBeingDeleted ? try await cluster.currentHost(name) : cluster.host(name)
+      if let asked = view.hosts[name]?.status?.snapshot?.token, let end = asked.lastIndex(of: "-"),
+        !cluster.hasMachineSnapshot(uid: String(asked[..<end]))
+      {
+        view.abandoned.insert(asked)
+      }
     }
     for disk in snapshot.status?.disks ?? [] {
       let key = ObjectKey(namespace: namespace, name: disk.volumeSnapshot)
@@ -153,7 +166,7 @@ package struct MachineRestoreReconciler: Reconcile {
 
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
     guard let restore = cluster.restore(key) else { return .done }
-    var plan = plan(view(of: restore))
+    var plan = plan(try await view(of: restore))
     if plan.lookAgain == nil, restore.status?.phase != .succeeded, restore.status?.phase != .failed {
       // What is waited for comes by watches; this is for restores that stand before this one.
       plan.lookAgain = .seconds(5)
@@ -161,11 +174,13 @@ package struct MachineRestoreReconciler: Reconcile {
     return try await executor.carryOut(plan, for: restore)
   }
 
-  private func view(of restore: BareMetalMachineRestore) -> MachineRestoreView {
+  private func view(of restore: BareMetalMachineRestore) async throws -> MachineRestoreView {
     var view = MachineRestoreView(restore: restore, now: now())
     let namespace = restore.key.namespace ?? ""
     let machineKey = ObjectKey(namespace: namespace, name: restore.spec.machineName)
-    view.machine = cluster.machine(machineKey)
+    // What is left behind at the end is found by nobody else.
+    let isLast = restore.metadata.isBeingDeleted
+    view.machine = isLast ? try await cluster.currentMachine(machineKey) : cluster.machine(machineKey)
     view.snapshot = cluster.machineSnapshot(ObjectKey(namespace: namespace, name: restore.spec.snapshotName))
     if let name = restore.status?.previousSnapshot {
       view.previous[name] = cluster.machineSnapshot(ObjectKey(namespace: namespace, name: name))
@@ -173,7 +188,8 @@ package struct MachineRestoreReconciler: Reconcile {
     if let uid = view.machine?.metadata.uid { view.attachments = cluster.attachments(ofMachine: uid) }
     for disk in restore.status?.disks ?? [] {
       for name in [disk.claim, disk.replaces].compactMap(\.self) {
-        view.claims[name] = cluster.claim(ObjectKey(namespace: namespace, name: name))
+        let key = ObjectKey(namespace: namespace, name: name)
+        view.claims[name] = isLast ? try await cluster.currentClaim(key) : cluster.claim(key)
       }
     }
     let isOver: Set<BareMetalMachineRestore.Phase?> = [.succeeded, .failed]
@@ -208,10 +224,10 @@ package struct MachineCloneReconciler: Reconcile {
 
   package func reconcile(_ key: ObjectKey) async throws -> ReconcileResult {
     guard let clone = cluster.clone(key) else { return .done }
-    return try await executor.carryOut(plan(view(of: clone)), for: clone)
+    return try await executor.carryOut(plan(try await view(of: clone)), for: clone)
   }
 
-  private func view(of clone: BareMetalMachineClone) -> MachineCloneView {
+  private func view(of clone: BareMetalMachineClone) async throws -> MachineCloneView {
     var view = MachineCloneView(clone: clone, now: now())
     let namespace = clone.key.namespace
     let name = clone.spec.source.snapshotName ?? "\(clone.key.name)-source"
@@ -219,7 +235,9 @@ package struct MachineCloneReconciler: Reconcile {
     var names = Set(clone.status?.machines?.map(\.name) ?? [])
     if case .success(let wanted) = cloneNames(clone) { names.formUnion(wanted) }
     for name in names {
-      guard let machine = cluster.machine(ObjectKey(namespace: namespace, name: name)) else { continue }
+      let key = ObjectKey(namespace: namespace, name: name)
+      let found = clone.metadata.isBeingDeleted ? try await cluster.currentMachine(key) : cluster.machine(key)
+      guard let machine = found else { continue }
       view.machines[name] = machine
       guard machine.status?.timeline?.volumesReady == nil else { continue }
       view.claimMessages[name] =

@@ -14,6 +14,8 @@ package struct MachineSnapshotView: Sendable {
   /// Attachments that carry the machine's UID.
   package var attachments: [VolumeAttachment] = []
   package var hosts: [String: BareMetalHost] = [:]
+  /// What hosts are asked for by snapshots that are not there any more.
+  package var abandoned: Set<String> = []
   /// Those that are named in the status, as the API server has them.
   package var volumeSnapshots: [String: VolumeSnapshot] = [:]
   package var now: MicroTimestamp
@@ -231,6 +233,7 @@ struct MachineSnapshotPlanner {
       plan.lookAgain = .seconds(1)
       return
     }
+    if view.abandoned.contains(asked.token) { plan.steps.append(.withdraw(host: name, token: asked.token)) }
     if asked.token != token {
       wait(.capturing, "Waiting", "another snapshot is being taken on \(name)")
     } else {

@@ -72,6 +72,8 @@ final class LifeWorld: LifeCluster {
       if state.random.chance(state.failures) { throw Fault() }
       try body(&state)
       if state.random.chance(state.failures) { throw Fault() }
+      // What the API server answers is known at once.
+      state.cached = state.truth
     }
   }
 
@@ -95,6 +97,17 @@ final class LifeWorld: LifeCluster {
     read { $0.attachments.values.filter { $0.machineUID == uid } }
   }
   func host(_ name: String) -> BareMetalHost? { read { $0.hosts[name] } }
+  func hasMachineSnapshot(uid: String) -> Bool { read { $0.snapshots.values.contains { $0.metadata.uid == uid } } }
+  func isCurrent<T: LifeObject>(_ object: T) async throws -> Bool {
+    guard let path = Self.path(T.self) else { return false }
+    return state.withLock { state in
+      state.truth[keyPath: path][object.key]?.metadata.resourceVersion == object.metadata.resourceVersion
+    }
+  }
+  func currentHost(_ name: String) async throws -> BareMetalHost? { state.withLock { $0.truth.hosts[name] } }
+  func currentClaim(_ key: ObjectKey) async throws -> PersistentVolumeClaim? {
+    state.withLock { $0.truth.claims[key] }
+  }
   func currentMachine(_ key: ObjectKey) async throws -> BareMetalMachine? { state.withLock { $0.truth.machines[key] } }
   func volumeSnapshot(_ key: ObjectKey) async throws -> VolumeSnapshot? {
     state.withLock { $0.truth.volumeSnapshots[key] }
