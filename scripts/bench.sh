@@ -24,6 +24,7 @@ python3 Benchmarks/nbd.py "$ycloud"
 .build/release/nvme-bench compare --ycloud "$ycloud"
 .build/release/nvme-bench scale --ycloud "$ycloud"
 python3 Benchmarks/clone.py "$ycloud"
+python3 Benchmarks/group.py "$ycloud"
 
 "$ycloud" up --dir "$cloud" --name ycb0 --subnet 192.168.95.1/24 --hosts 2 --host-memory 1024 >"$cloud.up.log" 2>&1 ||
   { cat "$cloud.up.log"; exit 1; }
