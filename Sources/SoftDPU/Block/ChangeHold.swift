@@ -1,4 +1,5 @@
 import CLinux
+import Synchronization
 
 // What keeps changes of a device back for the moment in which several devices are captured together.
 //
@@ -84,12 +85,20 @@ extension BlockDevice {
     if !isPosted { settled(false) }
   }
 
-  /// Lets changes go on. Whether the hold of this number was in effect until now.
+  /// Lets changes go on. Whether the hold of this number was in effect until now. Not on the reactor's thread.
   func releaseChanges(_ number: UInt64) -> Bool {
-    reactor.sync { [self] in
-      guard let hold = unsafe target.pointee.hold, unsafe hold.pointee.number == number else { return false }
-      unsafe endHold(target, reactor.core)
-      return true
+    let done = Latch()
+    let wasHeld = Mutex(false)
+    // A reactor that has stopped has no memory left to look at.
+    let isPosted = reactor.post { [self] in
+      if let hold = unsafe target.pointee.hold, unsafe hold.pointee.number == number {
+        unsafe endHold(target, reactor.core)
+        wasHeld.withLock { $0 = true }
+      }
+      done.open()
     }
+    guard isPosted else { return false }
+    done.wait()
+    return wasHeld.withLock { $0 }
   }
 }
