@@ -72,6 +72,7 @@ extension RPCError {
       case .busy, .refused: .failedPrecondition
       case .unsupported: .unimplemented
       case .malformed: .internalError
+      case .unsupported: .unimplemented
       }
     self.init(code: code, message: "\(error)")
   }

@@ -16,6 +16,8 @@ package struct HandlerReconciler: Reconcile {
   let seeds: any SeedStore
   let guest: any GuestSight
   let volumesDirectory: String
+  /// Where snapshots of several volumes are put.
+  let groupsDirectory: String
   let logger: Logger
   let memory = Memory()
 
@@ -218,6 +220,7 @@ package struct HandlerReconciler: Reconcile {
     new.boot = followed
     new.slots = version == nil ? old?.slots : slots(view)
     new.interfaces = followed == nil ? nil : guest.interfaces
+    new.snapshot = await snapshotAnswer(view, isAvailable: version != nil)
     new.conditions = conditions(old?.conditions ?? [], version: version, failures: failures)
     let verdict = memory.reports.withLock { [new] in
       $0.consider(old: old, new: new, at: memory.start.duration(to: .now))
