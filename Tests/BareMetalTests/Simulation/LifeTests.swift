@@ -103,7 +103,8 @@ struct LifeSimulationTests {
     world.state.withLock { state in
       state.truth.machines[LifeWorld.key("m")]?.spec.running = running
       state.truth.machines[LifeWorld.key("m")]?.metadata.generation? += 1
-      state.truth.machines[LifeWorld.key("m")]?.metadata.resourceVersion = state.next()
+      let version = state.next()
+      state.truth.machines[LifeWorld.key("m")]?.metadata.resourceVersion = version
     }
   }
 
@@ -149,7 +150,8 @@ struct LifeSimulationTests {
       // Its end leaves nothing.
       world.state.withLock { state in
         state.truth.snapshots[LifeWorld.key("s")]?.metadata.deletionTimestamp = .now()
-        state.truth.snapshots[LifeWorld.key("s")]?.metadata.resourceVersion = state.next()
+        let version = state.next()
+        state.truth.snapshots[LifeWorld.key("s")]?.metadata.resourceVersion = version
       }
       let isGone = await run(world) { $0.snapshots.isEmpty }
       #expect(isGone && world.state.withLock { $0.truth.volumeSnapshots.isEmpty }, "seed \(seed)")
@@ -245,7 +247,8 @@ struct LifeSimulationTests {
       _ = await run(world, steps: length) { _ in false }
       world.state.withLock { state in
         state.truth.restores[LifeWorld.key("r")]?.metadata.deletionTimestamp = .now()
-        state.truth.restores[LifeWorld.key("r")]?.metadata.resourceVersion = state.next()
+        let version = state.next()
+        state.truth.restores[LifeWorld.key("r")]?.metadata.resourceVersion = version
         if state.truth.restores[LifeWorld.key("r")]?.metadata.finalizers == nil {
           state.truth.restores[LifeWorld.key("r")] = nil
         }
@@ -284,7 +287,8 @@ struct LifeSimulationTests {
         if seed % 4 == 0 {
           world.state.withLock { state in
             state.truth.clones[LifeWorld.key("c")]?.metadata.deletionTimestamp = .now()
-            state.truth.clones[LifeWorld.key("c")]?.metadata.resourceVersion = state.next()
+            let version = state.next()
+            state.truth.clones[LifeWorld.key("c")]?.metadata.resourceVersion = version
           }
           #expect(await run(world) { $0.clones.isEmpty }, "seed \(seed)")
           let (machines, open) = world.state.withLock { state in
