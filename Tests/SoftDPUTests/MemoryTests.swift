@@ -89,7 +89,9 @@ import VhostFrontend
       #expect(found == content, "MiB \(megabyte)")
     }
     // And back, into pieces that lie oddly.
-    let parts = [(offset: 0x200001, length: 1_500_001), (0x500003, 2_000_000), (0x800005, (4 << 20) - 3_500_001)]
+    let parts: [(offset: Int, length: Int)] = [
+      (0x200001, 1_500_001), (0x500003, 2_000_000), (0x800005, (4 << 20) - 3_500_001),
+    ]
     Chain(frontend: frontend, number: 0).offer(VhostFrontend.readType, sector: 0, pieces: parts)
     #expect(try Chain.wait(frontend, 1) == [0])
     var read: [UInt8] = []

@@ -193,8 +193,8 @@ import Testing
     far = try await SoftDPUProcess(far.directory)
     defer { far.process.kill() }
     try await eventually(within: .seconds(45), "the disk and its ways out are back") {
-      try await client.call("nbd_get_disks").arrayValue?.count == 1
-        && client.call("vhost_get_controllers").arrayValue?.count == 1
+      let controllers = try await client.call("vhost_get_controllers").arrayValue?.count
+      return try await client.call("nbd_get_disks").arrayValue?.count == 1 && controllers == 1
     }
     let nbd = try NBDClient(near.directory.file("r.sock"))
     #expect(try nbd.perform(.write, [UInt8](repeating: 1, count: 4096)).error == 0)

@@ -10,6 +10,7 @@ struct LiveSnapshot: ClusterSnapshot {
   private var volumesByName: [String: PersistentVolume] = [:]
   private var attachmentsByName: [String: VolumeAttachment] = [:]
   private var bootDataByHost: [String: Secret] = [:]
+  private var migrations: [BareMetalMachineMigration] = []
 
   static func read(_ machine: BareMetalMachine, from client: KubernetesClient) async throws -> LiveSnapshot {
     var snapshot = LiveSnapshot()
@@ -43,7 +44,13 @@ struct LiveSnapshot: ClusterSnapshot {
       snapshot.bootDataByHost[name] = try await optional {
         try await client.get(Secret.self, name: Names.bootData(host: name), namespace: Names.systemNamespace)
       }
-    } else if !machine.metadata.isBeingDeleted {
+    }
+    let migrations = try await client.listAll(
+      BareMetalMachineMigration.self, namespace: machine.metadata.namespace
+    ).items
+    snapshot.migrations = migrations.filter { $0.machineKey == machine.key }
+    let isMoving = snapshot.migrations.contains { !$0.isFinished }
+    if isMoving || (machine.status?.host == nil && !machine.metadata.isBeingDeleted) {
       for host in try await client.listAll(BareMetalHost.self).items {
         snapshot.hostsByName[host.metadata.name ?? ""] = host
       }
@@ -76,6 +83,7 @@ struct LiveSnapshot: ClusterSnapshot {
   func attachments(onHost host: String) -> [VolumeAttachment] { sorted { $0.host == host } }
   func attachments(madeFor key: ObjectKey) -> [VolumeAttachment] { [] }
   func bootData(host: String) -> Secret? { bootDataByHost[host] }
+  func migrations(of machine: ObjectKey) -> [BareMetalMachineMigration] { migrations }
 
   private func sorted(_ isWanted: (VolumeAttachment) -> Bool) -> [VolumeAttachment] {
     attachmentsByName.values.filter(isWanted).sorted { $0.key < $1.key }
