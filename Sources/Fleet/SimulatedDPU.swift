@@ -140,7 +140,18 @@ package final class SimulatedDPU: DPU, NetworkPlugger, SeedStore {
     }
   }
 
-  package func unplug(function: String) async throws {
+  package func limitVolume(name: String, _ limits: VolumeLimits) async throws {
+    let operation = "limit volume \(name)"
+    try await change(operation) { state in
+      guard state.volumes[name] != nil else {
+        throw DPUError(code: .notFound, operation: operation, message: "there is no such volume")
+      }
+      state.volumes[name]?.limits = limits
+    }
+  }
+
+  /// Guests that are not there hold on to nothing.
+  package func unplug(function: String, force: Bool) async throws {
     try await change("unplug \(function)") { state in state.functions[function] = nil }
   }
 

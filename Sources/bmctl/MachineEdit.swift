@@ -56,9 +56,15 @@ package enum MachineEdit {
       throw missing(.disks, disk, of: machine)
     }
     var members = entries[index]["limits"]?.objectValue ?? [:]
-    for (name, value) in limits { members[name] = value == .null ? nil : value }
+    // JSONValue has a nil of its own, null, which a conditional expression would take.
+    for (name, value) in limits {
+      if value == .null { members.removeValue(forKey: name) } else { members[name] = value }
+    }
     var changed = entries
-    changed[index]["limits"] = members.isEmpty ? nil : .object(members)
+    var entry = entries[index].objectValue ?? [:]
+    entry.removeValue(forKey: "limits")
+    if !members.isEmpty { entry["limits"] = .object(members) }
+    changed[index] = .object(entry)
     return changed == entries ? nil : changed
   }
 

@@ -10,24 +10,17 @@ import TestSupport
 import Testing
 
 @Suite struct BridgeTests {
-  private func malloc(_ bridge: Bridge, _ id: String, blocks: Int64 = 2048) async throws -> OPIMallocVolume {
-    try await bridge.create(id) {
-      $0.blockSize = 512
-      $0.blocksCount = blocks
-    }
-  }
-
   // MARK: Volumes
 
   @Test func creatingAgainGivesTheSameAndOtherwiseIsRefused() async throws {
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    let made = try await malloc(bridge, "m0")
+    let made = try await bridge.malloc("m0")
     #expect(made.name == "mallocVolumes/m0")
     #expect(made.blocksCount == 2048)
     #expect(!made.uuid.isEmpty)
-    #expect(try await malloc(bridge, "m0") == made)
-    #expect(await code { _ = try await self.malloc(bridge, "m0", blocks: 4096) } == .alreadyExists)
+    #expect(try await bridge.malloc("m0") == made)
+    #expect(await code { _ = try await bridge.malloc("m0", blocks: 4096) } == .alreadyExists)
     // Two kinds cannot be one block device.
     #expect(
       await code {
@@ -42,7 +35,7 @@ import Testing
   @Test func aVolumeIsDeletedOnceAndOnlyWhenNobodyUsesIt() async throws {
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     let disk: OPIVirtioBlk = try await bridge.create("disk0") {
       $0.volumeNameRef = "mallocVolumes/m0"
       $0.pcieID.virtualFunction = 1
@@ -65,7 +58,7 @@ import Testing
   @Test func aUserThatWasMadePastTheBridgeCountsToo() async throws {
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     _ = try await fixture.client.call("vhost_create_blk_controller", ["ctrlr": "other", "dev_name": "m0"])
     let error = await #expect(throws: RPCError.self) {
       try await bridge.delete(OPIMallocVolume.self, "mallocVolumes/m0", allowMissing: false)
@@ -175,7 +168,7 @@ import Testing
   @Test func limitsAreSetChangedAndLifted() async throws {
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     func assigned() async throws -> JSONValue? {
       try await fixture.client.call("bdev_get_bdevs", ["name": "m0"]).arrayValue?.first?["assigned_rate_limits"]
     }
@@ -212,7 +205,7 @@ import Testing
   @Test func noKeyIsShownOrWrittenWithTheRest() async throws {
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     let key = (0..<64).map { UInt8($0) &* 3 }
     func encrypted(_ key: [UInt8]) async throws -> OPIEncryptedVolume {
       try await bridge.create("e") {
@@ -254,7 +247,7 @@ import Testing
     let port = try TestEnvironment.freePort()
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     let host = "nqn.2024-01.org.example:host"
     var subsystem: OPINvmeSubsystem = try await bridge.create("sub") {
       $0.spec.nqn = "nqn.2024-01.org.example:sub"
@@ -336,7 +329,7 @@ import Testing
     let port = try TestEnvironment.freePort()
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     let subsystem: OPINvmeSubsystem = try await bridge.create("sub") { $0.spec.nqn = "nqn.2024-01.org.example:sub" }
     let _: OPINvmeNamespace = try await bridge.create("ns", in: subsystem.name) {
       $0.spec.volumeNameRef = "mallocVolumes/m0"
@@ -391,7 +384,7 @@ import Testing
   @Test func pathsAreCountedByThemselves() async throws {
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     let subsystem: OPINvmeSubsystem = try await bridge.create("sub") { $0.spec.nqn = "nqn.2024-01.org.example:sub" }
     let _: OPINvmeNamespace = try await bridge.create("ns", in: subsystem.name) {
       $0.spec.volumeNameRef = "mallocVolumes/m0"

@@ -78,6 +78,23 @@ func code(_ body: () async throws -> Void) async -> RPCError.Code? {
 }
 
 extension Bridge {
+  /// In front of a target that a test plays, at `rpc` in its folder.
+  init(
+    in directory: TemporaryDirectory, timeout: Duration = .seconds(20), wantsRepair: @escaping @Sendable () -> Void = {}
+  ) throws {
+    try self.init(
+      target: Target(socket: directory.file("rpc"), timeout: timeout),
+      store: RecordStore(directory: directory.file("records")), registry: .init(), logger: Fixture.logger,
+      wantsRepair: wantsRepair)
+  }
+
+  func malloc(_ id: String, blocks: Int64 = 2048) async throws -> OPIMallocVolume {
+    try await create(id) {
+      $0.blockSize = 512
+      $0.blocksCount = blocks
+    }
+  }
+
   func create<R: Resource>(_ id: String, in parent: String = "", _ fill: (inout R) -> Void) async throws -> R {
     var resource = R()
     fill(&resource)

@@ -15,13 +15,6 @@ import Testing
 
 /// What the bridge answers is what happened: an error changed nothing, and a success is what was asked for.
 @Suite struct HonestyTests {
-  private func malloc(_ bridge: Bridge, _ id: String, blocks: Int64 = 2048) async throws -> OPIMallocVolume {
-    try await bridge.create(id) {
-      $0.blockSize = 512
-      $0.blocksCount = blocks
-    }
-  }
-
   // MARK: Creations that fail
 
   @Test func aSubsystemWhoseHostIsRefusedLeavesNothing() async throws {
@@ -76,10 +69,7 @@ import Testing
     goes.withLock { $0 = first }
     try first.start()
     let doubts = Atomic(0)
-    let bridge = try Bridge(
-      target: Target(socket: socket, timeout: .seconds(20)),
-      store: RecordStore(directory: directory.file("records")), registry: .init(), logger: Fixture.logger,
-      wantsRepair: { _ = doubts.add(1, ordering: .relaxed) })
+    let bridge = try Bridge(in: directory, wantsRepair: { _ = doubts.add(1, ordering: .relaxed) })
     #expect(
       await code {
         let _: OPINullVolume = try await bridge.create("n") {
@@ -102,7 +92,7 @@ import Testing
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
     _ = try await fixture.client.call("bdev_malloc_create", ["name": "m0", "num_blocks": 64, "block_size": 512])
-    #expect(await code { _ = try await malloc(bridge, "m0") } == .alreadyExists)
+    #expect(await code { _ = try await bridge.malloc("m0") } == .alreadyExists)
     #expect(try await fixture.bdevs == ["m0"])
     #expect(try fixture.names("records") == [])
   }
@@ -112,7 +102,7 @@ import Testing
   @Test func aKeyIsNeverTakenForChanged() async throws {
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     let key = Data((0..<32).map { UInt8($0) })
     func volume(_ key: Data) -> OPIEncryptedVolume {
       .with {
@@ -144,7 +134,7 @@ import Testing
   func anUpdateToWhatTheTargetShowsByChanceLasts(_ paths: [String]?) async throws {
     let fixture = try Fixture()
     let bridge = try fixture.bridge()
-    _ = try await malloc(bridge, "m0")
+    _ = try await bridge.malloc("m0")
     var limits: OPIQosVolume = try await bridge.create("q") {
       $0.volumeNameRef = "mallocVolumes/m0"
       $0.limits.max.rwIopsKiops = 4
@@ -258,9 +248,7 @@ import Testing
     }
     try server.start()
     defer { server.stop() }
-    let bridge = try Bridge(
-      target: Target(socket: directory.file("rpc")), store: RecordStore(directory: directory.file("records")),
-      registry: .init(), logger: Fixture.logger, wantsRepair: {})
+    let bridge = try Bridge(in: directory)
     let remote: OPINvmeRemoteController = try await bridge.create("far") { $0.multipath = .disable }
     let _: OPINvmePath = try await bridge.create("p", in: remote.name) {
       $0.trtype = .tcp

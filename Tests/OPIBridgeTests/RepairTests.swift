@@ -198,9 +198,7 @@ import Testing
     defer { server.stop() }
     let doubts = Counter()
     let bridge = try Bridge(
-      target: Target(socket: directory.file("rpc"), timeout: .milliseconds(200)),
-      store: RecordStore(directory: directory.file("records")), registry: .init(), logger: Fixture.logger,
-      wantsRepair: { doubts.value.add(1, ordering: .relaxed) })
+      in: directory, timeout: .milliseconds(200), wantsRepair: { doubts.value.add(1, ordering: .relaxed) })
     func create() async throws -> OPINullVolume {
       try await bridge.create("n") {
         $0.blockSize = 512
@@ -255,9 +253,7 @@ import Testing
     }
     try server.start()
     defer { server.stop() }
-    let bridge = try Bridge(
-      target: Target(socket: directory.file("rpc")), store: RecordStore(directory: directory.file("records")),
-      registry: .init(), logger: Fixture.logger, wantsRepair: {})
+    let bridge = try Bridge(in: directory)
     let stats = try await bridge.statistics(OPINullVolume.self, "nullVolumes/n")
     #expect(stats.readBytesCount == .max)
     #expect(stats.readOpsCount == 7)
@@ -293,9 +289,7 @@ import Testing
     }
     try server.start()
     defer { server.stop() }
-    let bridge = try Bridge(
-      target: Target(socket: directory.file("rpc")), store: RecordStore(directory: directory.file("records")),
-      registry: .init(), logger: Fixture.logger, wantsRepair: {})
+    let bridge = try Bridge(in: directory)
     let made: OPIAioVolume = try await bridge.create("a") { $0.filename = "/dev/sdx" }
     #expect(made.blocksCount == 8)
     #expect(calls.withLock { $0.count } == 1)

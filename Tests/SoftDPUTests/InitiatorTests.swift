@@ -12,10 +12,11 @@ import Testing
   /// A target in a process of its own, which can be killed and started again with what it had.
   private final class Remote: Sendable {
     let directory: TemporaryDirectory
-    let port = Int.random(in: 50000...59999)
+    let port: Int
     var client: JSONRPCClient { JSONRPCClient(path: directory.file("rpc.sock")) }
 
     init() async throws {
+      port = try TestEnvironment.freePort()
       directory = try TemporaryDirectory()
       let file = directory.file("disk")
       close(open(file, O_RDWR | O_CREAT, 0o600))

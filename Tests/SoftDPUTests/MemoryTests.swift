@@ -120,8 +120,8 @@ import VhostFrontend
       try host.addQueue(UInt8(queue))
       try host.beginWrites(queue: queue, count: 128, blocks: 2048)
     }
-    // All of it was looked at when the first queue answers.
-    #expect(try host.read(block: 0, blocks: 8) == 0)
+    // What brings no data needs no memory, also of a controller that has its whole share.
+    #expect(try host.feature(0x0F) >= 0)
     for name in ["m", "secret"] { _ = try await NBDTests.export(target, name) }
     for name in ["m", "secret"] {
       let nbd = try NBDClient(target.directory.file("\(name).sock"))

@@ -15,7 +15,7 @@ import Testing
 
   /// A target with one namespace on memory.
   private func serve(_ target: Target, allowAnyHost: Bool = true) async throws -> Int {
-    let port = Int.random(in: 40000...49999)
+    let port = try TestEnvironment.freePort()
     let client = target.client
     _ = try await client.call("bdev_malloc_create", ["name": "m", "block_size": 512, "num_blocks": 8192])
     _ = try await client.call("nvmf_create_transport", ["trtype": "TCP"])

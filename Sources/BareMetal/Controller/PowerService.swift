@@ -215,6 +215,7 @@ package final class PowerService: Reconcile {
       guard entry.rescan != asked else { return nil }
       entry.rescan = asked
       entry.inventoryAt = nil
+      entry.contactAt = nil
       entry.refused = nil
       entries[host.key.name] = entry
       return entry.contact?.address
@@ -403,8 +404,9 @@ package final class PowerService: Reconcile {
     // A secret for each reading of each server's power would be most of what a large fleet asks of the API server.
     let now = now
     let known = entries.withLock { entries -> Contact? in
-      guard let entry = entries[key], entry.problem == nil, entry.contactSpec == bmc, let at = entry.contactAt,
-        now - at < limits.accountEvery
+      // Where an account is refused, its correction is waited for.
+      guard let entry = entries[key], entry.problem == nil, entry.refusal == nil, entry.contactSpec == bmc,
+        let at = entry.contactAt, now - at < limits.accountEvery
       else { return nil }
       return entry.contact
     }

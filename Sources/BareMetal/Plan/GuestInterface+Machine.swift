@@ -66,6 +66,11 @@ extension GuestInterface {
       uniquingKeysWith: { first, _ in first })
   }
 
+  /// What a server sees of interfaces: the MAC address at each place on the bus.
+  package static func places(_ interfaces: [GuestInterface]) -> [Int: String] {
+    slots(interfaces).mapValues(\.mac)
+  }
+
   /// The place on the bus in a function's name, `nic-<index>-<name>`; nil for other names.
   package static func index(ofFunction name: String) -> Int? {
     let parts = name.split(separator: "-", maxSplits: 2, omittingEmptySubsequences: false)

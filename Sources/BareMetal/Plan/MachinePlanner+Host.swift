@@ -181,7 +181,13 @@ extension MachinePlanner {
 
   /// Whether seed disk and interfaces of this boot are in place; plans what is missing.
   private mutating func planBootData(_ host: BareMetalHost, name: String) -> Bool {
-    let interfaces = GuestInterface.all(of: machine)
+    let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
+    // The handler may have made it so already, and said that the boot is ready: what the server may run with stays in
+    // its place, also where somebody has removed the boot data.
+    let prepared = present.flatMap { $0.boot == token && $0.machineUID == uid ? $0.interfaces : nil }
+    let interfaces =
+      (prepared ?? shownInterfaces(host)).map { GuestInterface.running(machine, booted: $0) }
+      ?? GuestInterface.all(of: machine)
     status.addresses = interfaces.map { interface in
       .init(interface: interface.name, mac: interface.mac, address: nil)
     }
@@ -194,13 +200,15 @@ extension MachinePlanner {
       return false
     }
     let wanted = bootData(userData: userData, interfaces: interfaces)
-    let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
     guard present == wanted else {
       steps.append(.writeBootData(host: name, wanted))
       if conditions.isTrue(Kind.attached) { set(Kind.attached, false, "Preparing", "writes the boot data") }
       return false
     }
-    guard host.status?.dpu?.boot == token else {
+    // What is there may be from boot data of the same boot that somebody has removed or changed since.
+    guard host.status?.dpu?.boot == token,
+      GuestInterface.places(shownInterfaces(host) ?? []) == GuestInterface.places(interfaces)
+    else {
       if conditions.isTrue(Kind.attached) {
         let trouble = host.status?.dpu?.conditions?.first { $0.status == .false }?.message
         set(
@@ -248,15 +256,25 @@ extension MachinePlanner {
     let present = view.bootData[name].flatMap { secret in try? BootData(secret) }
     if let present, present.machineUID == uid, !present.isWithdrawn { return present }
     guard case .text(let userData) = view.userData else { return nil }
+    // What was plugged and unplugged since counts as well, by the spec as it is at this moment.
+    var data = bootData(userData: userData, interfaces: shownInterfaces(host) ?? GuestInterface.all(of: machine))
+    let running = GuestInterface.running(machine, booted: data.interfaces)
+    if running != data.interfaces { data.bootInterfaces = data.interfaces }
+    data.interfaces = running
+    steps.append(.whileCurrent(generation: machine.metadata.generation, .writeBootData(host: name, data)))
+    return nil
+  }
+
+  /// The interfaces that the DPU shows in this boot, each at its place; nil where this boot is not in effect there.
+  private func shownInterfaces(_ host: BareMetalHost) -> [GuestInterface]? {
+    guard let dpu = host.status?.dpu, dpu.boot == token, let shown = dpu.interfaces else { return nil }
     let wanted = GuestInterface.all(of: machine)
-    let shown = host.status?.dpu?.boot == token ? host.status?.dpu?.interfaces : nil
-    let slots = host.status?.dpu?.slots ?? []
-    let interfaces = shown?.enumerated().map { position, interface in
+    return shown.enumerated().map { position, interface in
       var result =
         wanted.first { $0.name == interface.name && $0.mac == interface.mac }
         ?? GuestInterface(name: interface.name, mac: interface.mac)
       // Where it is plugged, which is not always its place in the list.
-      let index = slots.lazy.compactMap { slot in
+      let index = dpu.slots?.lazy.compactMap { slot in
         GuestInterface.index(ofFunction: slot.name).flatMap {
           slot.name == Names.networkFunction(index: $0, interface: interface.name) ? $0 : nil
         }
@@ -264,13 +282,6 @@ extension MachinePlanner {
       result.index = index == position ? nil : index
       return result
     }
-    // What was plugged and unplugged since counts as well, by the spec as it is at this moment.
-    var data = bootData(userData: userData, interfaces: interfaces ?? wanted)
-    let running = GuestInterface.running(machine, booted: data.interfaces)
-    if running != data.interfaces { data.bootInterfaces = data.interfaces }
-    data.interfaces = running
-    steps.append(.whileCurrent(generation: machine.metadata.generation, .writeBootData(host: name, data)))
-    return nil
   }
 
   /// What bm-handler saw of the guest in this boot.

@@ -12,28 +12,14 @@ struct DeleteCommand: AsyncParsableCommand {
       nothing of it becomes free before it is cleaned up, so that no disk is written by two.
       """)
 
-  @OptionGroup var connection: ConnectionOptions
-
-  @Argument(help: "The machines.", completion: Completions.machines)
-  var names: [String]
+  @OptionGroup var options: PowerOptions
 
   @Flag(help: "Let the machine go although its host, volumes or network cannot be given back now.")
   var force = false
 
-  @Flag(help: "Wait until it is gone.")
-  var wait = false
-
-  @Option(help: "With --wait: seconds to wait at most for each.")
-  var timeout: Int = 300
-
-  func validate() throws {
-    guard !names.isEmpty else { throw ValidationError("Name a machine.") }
-    guard (1...604_800).contains(timeout) else { throw ValidationError("--timeout is 1 to 604800 seconds.") }
-  }
-
   func run() async throws {
-    try await withConnection(connection) { connection in
-      for name in names {
+    try await withConnection(options.connection) { connection in
+      try await tryEach(options.names) { name in
         let machine = try await connection.client.get(
           BareMetalMachine.self, name: name, namespace: connection.namespace)
         if force {
@@ -44,8 +30,8 @@ struct DeleteCommand: AsyncParsableCommand {
         try await connection.client.delete(
           BareMetalMachine.self, name: name, namespace: connection.namespace, uid: machine.metadata.uid)
         Output.line("\(name) is being deleted\(force ? ", by force" : "")")
-        if wait {
-          try await MachineWait(connection: connection, name: name, goal: .deleted).run(timeoutSeconds: timeout)
+        if options.wait {
+          try await MachineWait(connection: connection, name: name, goal: .deleted).run(timeoutSeconds: options.timeout)
         }
       }
     }

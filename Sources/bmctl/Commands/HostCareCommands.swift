@@ -18,26 +18,16 @@ struct HostOptions: ParsableArguments {
   /// Patches every host; one that fails does not keep the others from being tried.
   func patch(done: String, _ patch: @Sendable (BareMetalHost) throws -> JSONValue?) async throws {
     try await withConnection(connection) { connection in
-      var failures: [CommandError] = []
-      for name in names {
-        do {
-          let host = try await connection.client.get(BareMetalHost.self, name: name)
-          if let patch = try patch(host) {
-            _ = try await connection.client.mergePatch(
-              BareMetalHost.definition, name: name, namespace: nil, patch: patch, fieldManager: "bmctl")
-            Output.line("\(name) \(done)")
-          } else {
-            Output.line("\(name) unchanged")
-          }
-        } catch let error as KubernetesError {
-          failures.append(CommandError(error))
-        } catch let error as CommandError {
-          failures.append(error)
+      try await tryEach(names) { name in
+        let host = try await connection.client.get(BareMetalHost.self, name: name)
+        if let patch = try patch(host) {
+          _ = try await connection.client.mergePatch(
+            BareMetalHost.definition, name: name, namespace: nil, patch: patch, fieldManager: "bmctl")
+          Output.line("\(name) \(done)")
+        } else {
+          Output.line("\(name) unchanged")
         }
       }
-      guard let last = failures.popLast() else { return }
-      for failure in failures { Output.error("error: \(failure)") }
-      throw last
     }
   }
 }

@@ -3,7 +3,25 @@ import IaaS
 import JSON
 import Kubernetes
 
-/// What the commands share that switch machines.
+/// Does something with each of the names. One that fails does not keep the others from being tried: the errors are told,
+/// and the last one is thrown.
+func tryEach(_ names: [String], _ body: (String) async throws -> Void) async throws {
+  var failures: [CommandError] = []
+  for name in names {
+    do {
+      try await body(name)
+    } catch let error as KubernetesError {
+      failures.append(CommandError(error))
+    } catch let error as CommandError {
+      failures.append(error)
+    }
+  }
+  guard let last = failures.popLast() else { return }
+  for failure in failures { Output.error("error: \(failure)") }
+  throw last
+}
+
+/// What the commands share that switch or delete machines.
 struct PowerOptions: ParsableArguments {
   @OptionGroup var connection: ConnectionOptions
 
@@ -29,25 +47,14 @@ struct PowerOptions: ParsableArguments {
     try await withConnection(connection) { connection in
       let subresources = MachineSubresources(connection: connection)
       let isServed = try await subresources.isServed()
-      var failures: [CommandError] = []
-      for name in names {
-        do {
-          let words =
-            try await isServed
-            ? subresources.put(verb, name) : Self.patch(name, connection, done: done, patch)
-          Output.line(TextWidth.printable(words))
-          if wait {
-            try await MachineWait(connection: connection, name: name, goal: goal).run(timeoutSeconds: timeout)
-          }
-        } catch let error as KubernetesError {
-          failures.append(CommandError(error))
-        } catch let error as CommandError {
-          failures.append(error)
+      try await tryEach(names) { name in
+        let words =
+          try await isServed ? subresources.put(verb, name) : Self.patch(name, connection, done: done, patch)
+        Output.line(TextWidth.printable(words))
+        if wait {
+          try await MachineWait(connection: connection, name: name, goal: goal).run(timeoutSeconds: timeout)
         }
       }
-      guard let last = failures.popLast() else { return }
-      for failure in failures { Output.error("error: \(failure)") }
-      throw last
     }
   }
 

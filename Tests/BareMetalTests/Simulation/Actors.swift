@@ -231,8 +231,11 @@ final class SimulatedHandler {
     status.ready = true
     let isReady = HandlerPlan.isBootReady(view)
     status.boot = HandlerPlan.bootInEffect(view)
-    let slots = view.functions.map {
+    var slots = view.functions.map {
       BareMetalHost.Slot(name: $0.name, kind: $0.name == Names.seedFunction ? .seed : .disk, volume: $0.volume)
+    }
+    slots += view.interfaces.map {
+      BareMetalHost.Slot(name: Names.networkFunction(index: $0.index, interface: $0.name), kind: .nic)
     }
     status.slots = slots.isEmpty ? nil : slots
     if isReady {

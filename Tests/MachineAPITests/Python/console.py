@@ -56,7 +56,7 @@ class Console:
         return next((n for n in self.notices if n["type"] == kind), None)
 
     def text(self):
-        return self.bytes.decode()
+        return self.bytes.decode(errors="replace")
 
 
 def status_of(*args, **kwargs):
@@ -184,16 +184,22 @@ def abuse():
     raw.socket.settimeout(20)
     raw.close_code()
     result["silent"] = time.monotonic() - began < 18
-    # So many of one user's, and no more.
-    crowd = [Raw() for _ in range(12)]
-    alive = 0
-    for raw in crowd:
-        raw.socket.settimeout(1.0)
-        first, second = raw.exactly(2)
-        alive += first & 0x0F == 1
+    raw.socket.close()
+    # So many of one user's, and no more. A session that has just ended may count for a moment longer.
+    deadline = time.monotonic() + 20
+    while True:
+        crowd = [Raw() for _ in range(12)]
+        alive = 0
+        for raw in crowd:
+            raw.socket.settimeout(1.0)
+            first, second = raw.exactly(2)
+            alive += first & 0x0F == 1
+        for raw in crowd:
+            raw.socket.close()
+        if alive >= 8 or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     result["crowd"] = alive
-    for raw in crowd:
-        raw.socket.close()
     # Connections that say nothing do not keep out those who do.
     url = urlparse(own_server)
     silent = []
