@@ -17,8 +17,6 @@ public struct DPUError: Error, Sendable, CustomStringConvertible {
     case refused
     /// The answer was not understood.
     case malformed
-    /// The data plane has no such operation.
-    case unsupported
   }
 
   public let code: Code

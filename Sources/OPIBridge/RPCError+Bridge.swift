@@ -72,7 +72,6 @@ extension RPCError {
       case .busy, .refused: .failedPrecondition
       case .unsupported: .unimplemented
       case .malformed: .internalError
-      case .unsupported: .unimplemented
       }
     self.init(code: code, message: "\(error)")
   }

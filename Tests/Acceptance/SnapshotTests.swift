@@ -88,10 +88,140 @@ struct SnapshotTests {
     }
     #expect(addresses.count == 4)
 
+    try await cleared(cloud)
+  }
+
+  /// The claim of a disk, whether made from a template or given by a restore.
+  private func claim(_ machine: String, _ disk: String, _ cloud: CloudUnderTest) async throws -> String {
+    let disks = try #require(try await cloud.object("bmm", machine)?["spec"]?["disks"]?.arrayValue)
+    let entry = try #require(disks.first { $0["name"]?.stringValue == disk })
+    return entry["existingClaim"]?["claimName"]?.stringValue ?? "\(machine)-\(disk)"
+  }
+
+  /// Waits for a phase of an object, through processes that are away for a while.
+  private func eventually(_ resource: String, _ name: String, is phases: Set<String>, _ cloud: CloudUnderTest)
+    async throws
+  {
+    try await TestSupport.eventually(within: .seconds(180), every: .milliseconds(50), "\(name) is in \(phases)") {
+      let status = try? await cloud.object(resource, name)?["status"]
+      return phases.contains(status?["phase"]?.stringValue ?? "")
+    }
+  }
+
+  /// The first byte that a test wrote of a disk in a snapshot.
+  private func kept(_ snapshot: String, _ cloud: CloudUnderTest) async throws -> UInt8 {
+    let name = try #require(
+      try await cloud.object("volumesnapshot", "\(snapshot)-data")?["status"]?["boundVolumeSnapshotContentName"]?
+        .stringValue)
+    let content = try #require(try await cloud.object("volumesnapshotcontent", name)?["status"])
+    let handle = try #require(content["snapshotHandle"]?.stringValue)
+    let fd = open("\(cloud.directory)/pool/snapshots/\(handle).img", O_RDONLY | O_CLOEXEC)
+    defer { close(fd) }
+    var byte: UInt8 = 0xEE
+    #expect(pread(fd, &byte, 1, 0) == 1)
+    return byte
+  }
+
+  @Test("A snapshot and a restore go on after a process was killed in the middle, and lose nothing")
+  func killed() async throws {
+    let cloud = try CloudUnderTest.running
+    try await cloud.apply(machine("steady"))
+    try await cloud.eventuallyRunning("steady")
+    let moments: [(String, Set<String>)] = [
+      ("bm-controller", ["Preparing"]), ("bm-controller", ["Stopping"]), ("bm-controller", ["Saving", "Switching"]),
+      ("csi-controller", ["Preparing"]), ("csi-controller", ["Saving"]), ("bm-handler", ["Stopping"]),
+      ("softdpu", ["Saving", "Switching"]),
+    ]
+    for (round, (process, phases)) in moments.enumerated() {
+      let comment = "\(process) killed in \(phases)"
+      let host = try #require(try await cloud.object("bmm", "steady")?["status"]?["host"]?.stringValue)
+      let name = process.hasSuffix("controller") ? process : "\(process)-\(host)"
+      let boot = try #require(try await cloud.object("bmm", "steady")?["status"]?["boot"]?.intValue)
+      let old = UInt8(2 * round + 1)
+      try await DataDisk(cloud: cloud, claim: try await claim("steady", "data", cloud)).write(old)
+      try await cloud.bmctl("snapshot", "create", "steady", "--name", "s-\(round)", "--no-wait")
+      try cloud.kill(name)
+      try await eventually("bmms", "s-\(round)", is: ["Ready"], cloud)
+      #expect(try await kept("s-\(round)", cloud) == old, "\(comment)")
+      try await DataDisk(cloud: cloud, claim: try await claim("steady", "data", cloud)).write(old + 1)
+
+      try await cloud.apply([
+        "apiVersion": "iaas.yusur.io/v1", "kind": "BareMetalMachineRestore",
+        "metadata": ["name": .string("r-\(round)")],
+        "spec": ["snapshotName": .string("s-\(round)"), "machineName": "steady", "stopMachine": true],
+      ])
+      // What is over sooner than it is seen is met at its end.
+      try await eventually("bmmr", "r-\(round)", is: phases.union(["Succeeded"]), cloud)
+      try cloud.kill(name)
+      try await eventually("bmmr", "r-\(round)", is: ["Succeeded"], cloud)
+      let status = try #require(try await cloud.object("bmmr", "r-\(round)")?["status"])
+      try await TestSupport.eventually(within: .seconds(180), every: .milliseconds(200), comment) {
+        guard let present = try? await cloud.object("bmm", "steady")?["status"] else { return false }
+        return present["boot"]?.intValue == boot + 1 && present["phase"]?.stringValue == "Running"
+      }
+      #expect(
+        try await DataDisk(cloud: cloud, claim: try await claim("steady", "data", cloud)).read() == old, "\(comment)")
+      #expect(try await kept(try #require(status["previousSnapshot"]?.stringValue), cloud) == old + 1, "\(comment)")
+    }
+    try await cleared(cloud)
+  }
+
+  @Test("A pool that is full in the middle of a clone of ten leaves few machines behind, and the clone goes on")
+  func fullPool() async throws {
+    let cloud = try CloudUnderTest.running
+    var manifest = machine("seedling")
+    manifest["spec"]?["running"] = false
+    try await cloud.apply(manifest)
+    try await eventually("bmm", "seedling", is: ["Stopped"], cloud)
+    try await cloud.bmctl("snapshot", "create", "seedling", "--name", "full", "--timeout", "60")
+    // Ten times its size is promised of a pool; so much of that that four machines or so still fit in.
+    var pool = statvfs()
+    #expect(statvfs("\(cloud.directory)/pool", &pool) == 0)
+    let promisable = Int64(pool.f_blocks) * Int64(pool.f_frsize) / (1 << 20) * 10
+    var sizes: [Int64] = []
+    for disk in ["root", "data"] {
+      var information = stat()
+      #expect(stat(try await DataDisk(cloud: cloud, claim: "seedling-\(disk)").file(), &information) == 0)
+      sizes.append(Int64(information.st_size) >> 20)
+    }
+    let one = sizes.reduce(0, +)
+    // The image, the machine and its snapshot are there already.
+    let filler = promisable - 4 * one - 2 * one - sizes[0]
+    try await cloud.apply([
+      "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": ["name": "filler"],
+      "spec": [
+        "storageClassName": "ycloud", "volumeMode": "Block", "accessModes": ["ReadWriteOnce"],
+        "resources": ["requests": ["storage": .string("\(filler)Mi")]],
+      ],
+    ])
+    try await eventually("pvc", "filler", is: ["Bound"], cloud)
+
+    try await cloud.bmctl(
+      "clone", "--from", "full", "--name", "ten", "--replicas", "10", "--pattern", "web-{index}", "--stopped",
+      "--no-wait")
+    try await TestSupport.eventually(within: .seconds(60), every: .milliseconds(200), "the full pool is told of") {
+      let status = try await cloud.object("bmmc", "ten")?["status"]
+      return status?["message"]?.stringValue?.contains("full") == true && status?["ready"]?.intValue ?? 0 > 0
+    }
+    let status = try #require(try await cloud.object("bmmc", "ten")?["status"])
+    print("clone of ten in a full pool: \(status["ready"]?.text ?? "-") ready, \(status["message"]?.text ?? "")")
+    let ready = try #require(status["ready"]?.intValue)
+    #expect(ready < 10)
+    #expect(try await cloud.objects("bmm").count <= 1 + ready + 4)
+    try cloud.kill("bm-controller")
+    try await cloud.kubectl("delete", "pvc", "filler", "--timeout", "60s")
+    try await eventually("bmmc", "ten", is: ["Succeeded"], cloud)
+    #expect(try await cloud.objects("bmm").count == 11)
+    #expect(Set(try await cloud.objects("pvc").compactMap { $0["spec"]?["volumeName"]?.stringValue }).count == 23)
+    try await cleared(cloud)
+  }
+
+  /// Deletes everything but the image, and sees that nothing is left.
+  private func cleared(_ cloud: CloudUnderTest) async throws {
     try await cloud.kubectl("delete", "bmmc,bmmr", "--all", "--timeout", "60s")
     try await cloud.kubectl("delete", "bmm", "--all", "--timeout", "120s")
     try await cloud.kubectl("delete", "bmms", "--all", "--timeout", "60s")
-    try await eventually(within: .seconds(60), every: .milliseconds(200)) {
+    try await TestSupport.eventually(within: .seconds(60), every: .milliseconds(200)) {
       let left =
         try await cloud.objects("volumesnapshot") + cloud.objects("volumesnapshotcontent")
         + cloud.objects("volumeattachment")

@@ -23,7 +23,7 @@ package struct HandlerReconciler: Reconcile {
 
   package init(
     hostName: String, caches: HandlerCaches, cluster: any HandlerCluster, dpu: any DPU, network: any NetworkPlugger,
-    seeds: any SeedStore, guest: any GuestSight, volumesDirectory: String, logger: Logger
+    seeds: any SeedStore, guest: any GuestSight, volumesDirectory: String, groupsDirectory: String, logger: Logger
   ) {
     self.hostName = hostName
     self.caches = caches
@@ -33,6 +33,7 @@ package struct HandlerReconciler: Reconcile {
     self.seeds = seeds
     self.guest = guest
     self.volumesDirectory = volumesDirectory
+    self.groupsDirectory = groupsDirectory
     self.logger = logger
   }
 

@@ -192,6 +192,7 @@ struct MachineClonePlanner {
     spec.disks = disks.map { disk in
       .init(
         name: disk.name, bootOrder: disk.bootOrder, readOnly: disk.readOnly ?? false,
+        limits: source.disks.first { $0.name == disk.name }?.limits,
         template: .init(
           size: disk.restoreSize ?? "0", storageClassName: disk.storageClassName,
           source: .init(volumeSnapshot: .init(name: disk.volumeSnapshot))))

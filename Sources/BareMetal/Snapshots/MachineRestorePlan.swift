@@ -257,6 +257,11 @@ struct MachineRestorePlanner {
 
   // MARK: The change
 
+  /// The machine's spec as the snapshot has it.
+  private var capturedSpec: BareMetalMachine.Spec? {
+    view.snapshot?.status?.machineSpec.flatMap { try? MergePatch.value(BareMetalMachine.Spec.self, from: $0) }
+  }
+
   private func isSwitched(_ machine: BareMetalMachine) -> Bool {
     guard let disks = plan.status.disks, !disks.isEmpty else { return false }
     return disks.allSatisfy { disk in
@@ -280,7 +285,9 @@ struct MachineRestorePlanner {
       } else {
         let source = captured.first { $0.name == name }
         disks.append(
-          .init(name: name, bootOrder: source?.bootOrder, readOnly: source?.readOnly ?? false, existingClaim: claim))
+          .init(
+            name: name, bootOrder: source?.bootOrder, readOnly: source?.readOnly ?? false,
+            limits: capturedSpec?.disks.first { $0.name == name }?.limits, existingClaim: claim))
       }
     }
     wait(.switching, "Switching", "the machine gets the disks of the snapshot")

@@ -1,8 +1,8 @@
 import BareMetal
 import IaaS
 import Kubernetes
-import Synchronization
 import Logging
+import Synchronization
 import Testing
 
 /// Snapshots, restores and clones of machines that write to their disks, with calls that fail, answers that are lost and
