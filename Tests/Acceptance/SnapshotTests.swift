@@ -1,3 +1,4 @@
+import Foundation
 import Glibc
 import JSON
 import TestSupport
@@ -99,10 +100,10 @@ struct SnapshotTests {
   }
 
   /// Waits for a phase of an object, through processes that are away for a while.
-  private func eventually(_ resource: String, _ name: String, is phases: Set<String>, _ cloud: CloudUnderTest)
+  private func see(_ resource: String, _ name: String, is phases: Set<String>, _ cloud: CloudUnderTest)
     async throws
   {
-    try await TestSupport.eventually(within: .seconds(180), every: .milliseconds(50), "\(name) is in \(phases)") {
+    try await eventually(within: .seconds(180), every: .milliseconds(50), "\(name) is in \(phases)") {
       let status = try? await cloud.object(resource, name)?["status"]
       return phases.contains(status?["phase"]?.stringValue ?? "")
     }
@@ -141,7 +142,7 @@ struct SnapshotTests {
       try await DataDisk(cloud: cloud, claim: try await claim("steady", "data", cloud)).write(old)
       try await cloud.bmctl("snapshot", "create", "steady", "--name", "s-\(round)", "--no-wait")
       try cloud.kill(name)
-      try await eventually("bmms", "s-\(round)", is: ["Ready"], cloud)
+      try await see("bmms", "s-\(round)", is: ["Ready"], cloud)
       #expect(try await kept("s-\(round)", cloud) == old, "\(comment)")
       try await DataDisk(cloud: cloud, claim: try await claim("steady", "data", cloud)).write(old + 1)
 
@@ -151,11 +152,11 @@ struct SnapshotTests {
         "spec": ["snapshotName": .string("s-\(round)"), "machineName": "steady", "stopMachine": true],
       ])
       // What is over sooner than it is seen is met at its end.
-      try await eventually("bmmr", "r-\(round)", is: phases.union(["Succeeded"]), cloud)
+      try await see("bmmr", "r-\(round)", is: phases.union(["Succeeded"]), cloud)
       try cloud.kill(name)
-      try await eventually("bmmr", "r-\(round)", is: ["Succeeded"], cloud)
+      try await see("bmmr", "r-\(round)", is: ["Succeeded"], cloud)
       let status = try #require(try await cloud.object("bmmr", "r-\(round)")?["status"])
-      try await TestSupport.eventually(within: .seconds(180), every: .milliseconds(200), comment) {
+      try await eventually(within: .seconds(180), every: .milliseconds(200), comment) {
         guard let present = try? await cloud.object("bmm", "steady")?["status"] else { return false }
         return present["boot"]?.intValue == boot + 1 && present["phase"]?.stringValue == "Running"
       }
@@ -172,7 +173,7 @@ struct SnapshotTests {
     var manifest = machine("seedling")
     manifest["spec"]?["running"] = false
     try await cloud.apply(manifest)
-    try await eventually("bmm", "seedling", is: ["Stopped"], cloud)
+    try await see("bmm", "seedling", is: ["Stopped"], cloud)
     try await cloud.bmctl("snapshot", "create", "seedling", "--name", "full", "--timeout", "60")
     // Ten times its size is promised of a pool; so much of that that four machines or so still fit in.
     var pool = statvfs()
@@ -180,9 +181,9 @@ struct SnapshotTests {
     let promisable = Int64(pool.f_blocks) * Int64(pool.f_frsize) / (1 << 20) * 10
     var sizes: [Int64] = []
     for disk in ["root", "data"] {
-      var information = stat()
-      #expect(stat(try await DataDisk(cloud: cloud, claim: "seedling-\(disk)").file(), &information) == 0)
-      sizes.append(Int64(information.st_size) >> 20)
+      let file = try await DataDisk(cloud: cloud, claim: "seedling-\(disk)").file()
+      let size = try await command("stat", ["-c", "%s", file]).trimmingCharacters(in: .whitespacesAndNewlines)
+      sizes.append(try #require(Int64(size)) >> 20)
     }
     let one = sizes.reduce(0, +)
     // The image, the machine and its snapshot are there already.
@@ -194,12 +195,12 @@ struct SnapshotTests {
         "resources": ["requests": ["storage": .string("\(filler)Mi")]],
       ],
     ])
-    try await eventually("pvc", "filler", is: ["Bound"], cloud)
+    try await see("pvc", "filler", is: ["Bound"], cloud)
 
     try await cloud.bmctl(
       "clone", "--from", "full", "--name", "ten", "--replicas", "10", "--pattern", "web-{index}", "--stopped",
       "--no-wait")
-    try await TestSupport.eventually(within: .seconds(60), every: .milliseconds(200), "the full pool is told of") {
+    try await eventually(within: .seconds(60), every: .milliseconds(200), "the full pool is told of") {
       let status = try await cloud.object("bmmc", "ten")?["status"]
       return status?["message"]?.stringValue?.contains("full") == true && status?["ready"]?.intValue ?? 0 > 0
     }
@@ -210,7 +211,7 @@ struct SnapshotTests {
     #expect(try await cloud.objects("bmm").count <= 1 + ready + 4)
     try cloud.kill("bm-controller")
     try await cloud.kubectl("delete", "pvc", "filler", "--timeout", "60s")
-    try await eventually("bmmc", "ten", is: ["Succeeded"], cloud)
+    try await see("bmmc", "ten", is: ["Succeeded"], cloud)
     #expect(try await cloud.objects("bmm").count == 11)
     #expect(Set(try await cloud.objects("pvc").compactMap { $0["spec"]?["volumeName"]?.stringValue }).count == 23)
     try await cleared(cloud)
@@ -221,7 +222,7 @@ struct SnapshotTests {
     try await cloud.kubectl("delete", "bmmc,bmmr", "--all", "--timeout", "60s")
     try await cloud.kubectl("delete", "bmm", "--all", "--timeout", "120s")
     try await cloud.kubectl("delete", "bmms", "--all", "--timeout", "60s")
-    try await TestSupport.eventually(within: .seconds(60), every: .milliseconds(200)) {
+    try await eventually(within: .seconds(60), every: .milliseconds(200)) {
       let left =
         try await cloud.objects("volumesnapshot") + cloud.objects("volumesnapshotcontent")
         + cloud.objects("volumeattachment")

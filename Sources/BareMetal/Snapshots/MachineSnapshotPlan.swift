@@ -233,7 +233,9 @@ struct MachineSnapshotPlanner {
       plan.lookAgain = .seconds(1)
       return
     }
-    if view.abandoned.contains(asked.token) { plan.steps.append(.withdraw(host: name, token: asked.token)) }
+    // What an earlier attempt of this one asked for stands there if taking it back has failed.
+    let isStale = view.abandoned.contains(asked.token) || (asked.token != token && asked.token.hasPrefix("\(uid)-"))
+    if isStale { plan.steps.append(.withdraw(host: name, token: asked.token)) }
     if asked.token != token {
       wait(.capturing, "Waiting", "another snapshot is being taken on \(name)")
     } else {

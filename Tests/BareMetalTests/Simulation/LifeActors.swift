@@ -35,6 +35,11 @@ extension LifeWorld {
 
   /// Makes claims, starts and stops machines, as bm-controller does.
   private static func runServers(_ state: inout State) {
+    // The garbage collector: what belongs to machines that are gone goes.
+    let machines = Set(state.truth.machines.values.compactMap(\.metadata.uid))
+    state.truth.claims = state.truth.claims.filter { _, claim in
+      claim.metadata.ownerReferences?.allSatisfy { machines.contains($0.uid) } ?? true
+    }
     for var machine in state.truth.machines.values.sorted(by: { $0.key < $1.key }) {
       var status = machine.status ?? .init()
       status.observedGeneration = machine.metadata.generation
@@ -64,7 +69,8 @@ extension LifeWorld {
         if let first = numbers.first, let last = numbers.last, !(last...last + 1).contains(first) {
           state.violations.append("\(machine.key) boots with \(numbers)")
         }
-        state.halfWritten[machine.key] = nil
+        // What was written to the first only is found there, and done again.
+        state.halfWritten[machine.key] = numbers.first == numbers.last ? nil : numbers.first
         status.bootedAt = MicroTimestamp(microseconds: state.now)
         status.phase = .running
         state.truth.attachments = state.truth.attachments.filter { $0.value.machineUID != machine.metadata.uid }

@@ -278,12 +278,15 @@ struct LifeSimulationTests {
       if isFull {
         let isTold = await run(world) { objects in
           let status = objects.clones[LifeWorld.key("c")]?.status
-          return status?.ready == 4 && status?.message?.contains("PoolFull") == true
+          // With one claim each, three machines may have what the fourth would need.
+          return status?.ready ?? 0 >= 3 && status?.message?.contains("PoolFull") == true
+            && objects.claims.values.count { $0.status?.phase == "Bound" } == 11
         }
+        let ready = world.state.withLock { $0.truth.clones[LifeWorld.key("c")]?.status?.ready ?? 0 }
         #expect(
           isTold, "seed \(seed): \(world.state.withLock { $0.truth.clones[LifeWorld.key("c")]?.status?.message ?? "" })"
         )
-        #expect(world.state.withLock { $0.truth.machines.count } <= 1 + 4 + 4, "seed \(seed)")
+        #expect(world.state.withLock { $0.truth.machines.count } <= 1 + ready + 4, "seed \(seed)")
         if seed % 4 == 0 {
           world.state.withLock { state in
             state.truth.clones[LifeWorld.key("c")]?.metadata.deletionTimestamp = .now()
@@ -294,7 +297,7 @@ struct LifeSimulationTests {
           let (machines, open) = world.state.withLock { state in
             (state.truth.machines.count, state.truth.claims.values.count { $0.status?.phase != "Bound" })
           }
-          #expect(machines == 5 && open == 0, "seed \(seed): \(machines) machines, \(open) open claims")
+          #expect(machines == 1 + ready && open == 0, "seed \(seed): \(machines) machines, \(open) open claims")
           continue
         }
         world.state.withLock { $0.volumesMax = 1000 }

@@ -216,11 +216,6 @@ final class LifeWorld: LifeCluster {
   }
   func deleteMachine(_ key: ObjectKey, uid: String) async throws {
     try delete(key, uid, \.machines)
-    state.withLock { state in
-      for claim in state.truth.claims.values where claim.key.name.hasPrefix("\(key.name)-") {
-        state.truth.claims[claim.key] = nil
-      }
-    }
   }
 
   func patch(machine key: ObjectKey, _ patch: JSONValue) async throws {
