@@ -34,7 +34,8 @@ import Testing
           close(fd)
         }
         // A softdpu that was killed brings them back itself.
-        _ = try? await client.call("bdev_aio_create", ["name": .string(name), "filename": .string(file)])
+        _ = try? await client.call(
+          "bdev_aio_create", ["name": .string(name), "filename": .string(file), "block_size": 512])
         _ = try? await client.call(
           "nbd_start_disk", ["bdev_name": .string(name), "nbd_device": .string(directory.file("\(name).sock"))])
       }

@@ -240,7 +240,7 @@ package struct MachineCloneReconciler: Reconcile {
       guard let machine = found else { continue }
       view.machines[name] = machine
       guard machine.status?.timeline?.volumesReady == nil else { continue }
-      view.claimMessages[name]// Not lazily: that would look twice, and a cache may have changed between.
+      view.claimMessages[name]  // Not lazily: that would look twice, and a cache may have changed between.
       =
         ControllerCaches.claims(of: machine).compactMap { key in
           cluster.claim(key)?.metadata.annotations?[Names.provisioningMessageAnnotation]

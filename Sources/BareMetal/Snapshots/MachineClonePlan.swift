@@ -130,14 +130,14 @@ struct MachineClonePlanner {
     }
     count(names: names)
     let taken = names.filter { name in view.machines[name].map { !isOwn($0) } ?? false }
-    var incomplete = names.count { name in view.machines[name].map { isOwn($0) && !isWhole($0) } ?? false }
+    var unfinished = names.count { name in view.machines[name].map { isOwn($0) && !isWhole($0) } ?? false }
     var left = 0
     for (index, name) in names.enumerated() where view.machines[name] == nil {
-      guard incomplete < Self.incompleteMax else {
+      guard unfinished < Self.incompleteMax else {
         left += 1
         continue
       }
-      incomplete += 1
+      unfinished += 1
       plan.steps.append(.createMachine(machine(name, index: index, spec, captured.disks ?? [])))
     }
     let whole = plan.status.ready ?? 0
@@ -148,15 +148,16 @@ struct MachineClonePlanner {
           + "spec.namePattern or spec.firstIndex")
     }
     guard whole == names.count else {
-      let waiting = names.first { name in
-        view.machines[name].map { !isWhole($0) && $0.status?.message != nil } ?? false
-      }
+      // What csi-controller refuses is told before what only takes its time.
+      let incomplete = names.filter { name in view.machines[name].map { isOwn($0) && !isWhole($0) } ?? false }
+      let refused = incomplete.first { view.claimMessages[$0] != nil }
       var message = "\(whole) of \(names.count) machines have their disks"
-      if let waiting, let text = view.claimMessages[waiting] ?? view.machines[waiting]?.status?.message {
-        message += "; \(waiting): \(text)"
+      if let name = refused ?? incomplete.first(where: { view.machines[$0]?.status?.message != nil }),
+        let text = view.claimMessages[name] ?? view.machines[name]?.status?.message
+      {
+        message += "; \(name): \(text)"
       }
-      let isRefused = waiting.map { view.claimMessages[$0] != nil } ?? false
-      return wait(.creating, Kind.created, isRefused ? "Refused" : "Creating", message)
+      return wait(.creating, Kind.created, refused == nil ? "Creating" : "Refused", message)
     }
     plan.status.phase = .succeeded
     plan.status.message = nil

@@ -294,6 +294,7 @@ struct LifeSimulationTests {
             state.truth.clones[LifeWorld.key("c")]?.metadata.resourceVersion = version
           }
           #expect(await run(world) { $0.clones.isEmpty }, "seed \(seed)")
+          for _ in 0..<100 { world.act() }
           let (machines, open) = world.state.withLock { state in
             (state.truth.machines.count, state.truth.claims.values.count { $0.status?.phase != "Bound" })
           }
