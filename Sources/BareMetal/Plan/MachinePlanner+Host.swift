@@ -102,6 +102,8 @@ extension MachinePlanner {
 
   private mutating func prepareBoot(_ host: BareMetalHost, name: String, power: PowerView) -> Bool {
     let disksReady = planAttachments(host, name: name, power: power, mayAttach: power.power == .off)
+    // A server that is on with this boot has it in effect; interfaces that changed meanwhile are plugged as in any boot.
+    if power.power == .on, host.status?.dpu?.boot == token { return disksReady }
     let bootReady = planBootData(host, name: name)
     return disksReady && bootReady
   }
@@ -266,22 +268,25 @@ extension MachinePlanner {
   }
 
   /// The interfaces that the DPU shows in this boot, each at its place; nil where this boot is not in effect there.
+  /// Those that are not plugged yet are left out: they have no place so far.
   private func shownInterfaces(_ host: BareMetalHost) -> [GuestInterface]? {
     guard let dpu = host.status?.dpu, dpu.boot == token, let shown = dpu.interfaces else { return nil }
     let wanted = GuestInterface.all(of: machine)
-    return shown.enumerated().map { position, interface in
-      var result =
-        wanted.first { $0.name == interface.name && $0.mac == interface.mac }
-        ?? GuestInterface(name: interface.name, mac: interface.mac)
-      // Where it is plugged, which is not always its place in the list.
-      let index = dpu.slots?.lazy.compactMap { slot in
+    var interfaces: [GuestInterface] = []
+    for interface in shown {
+      let place = dpu.slots?.lazy.compactMap { slot in
         GuestInterface.index(ofFunction: slot.name).flatMap {
           slot.name == Names.networkFunction(index: $0, interface: interface.name) ? $0 : nil
         }
       }.first
-      result.index = index == position ? nil : index
-      return result
+      guard let place else { continue }
+      var result =
+        wanted.first { $0.name == interface.name && $0.mac == interface.mac }
+        ?? GuestInterface(name: interface.name, mac: interface.mac)
+      result.index = place == interfaces.count ? nil : place
+      interfaces.append(result)
     }
+    return interfaces
   }
 
   /// What bm-handler saw of the guest in this boot.

@@ -229,7 +229,6 @@ final class SimulatedHandler {
     world.servers[name] = server
     var status = BareMetalHost.DPUStatus()
     status.ready = true
-    let isReady = HandlerPlan.isBootReady(view)
     status.boot = HandlerPlan.bootInEffect(view)
     var slots = view.functions.map {
       BareMetalHost.Slot(name: $0.name, kind: $0.name == Names.seedFunction ? .seed : .disk, volume: $0.volume)
@@ -238,14 +237,23 @@ final class SimulatedHandler {
       BareMetalHost.Slot(name: Names.networkFunction(index: $0.index, interface: $0.name), kind: .nic)
     }
     status.slots = slots.isEmpty ? nil : slots
-    if isReady {
+    if status.boot != nil {
       let isUp = server.isOn && (server.guestUpAt.map { $0 <= world.time } ?? false)
-      status.interfaces = view.bootData?.interfaces.map { interface in
+      status.interfaces = followed(view).map { interface in
         BareMetalHost.Interface(
           name: interface.name, mac: interface.mac, address: isUp ? "192.0.2.1" : nil, reachable: isUp ? true : nil)
       }
     }
     if status != cache.hostObjects[name]?.status?.dpu { try? await world.report(status, host: name) }
+  }
+
+  /// The interfaces that are looked for in the guest: without boot data those of before.
+  private func followed(_ view: HandlerView) -> [GuestInterface] {
+    switch HandlerPlan.bootWish(view.bootData, host: view.host) {
+    case .show(let data): data.interfaces
+    case .keep: (view.host?.status?.dpu?.interfaces ?? []).map { GuestInterface(name: $0.name, mac: $0.mac) }
+    case .remove: []
+    }
   }
 
   private func report(_ attachment: VolumeAttachment, _ view: HandlerView) async throws {
