@@ -24,6 +24,7 @@ python3 Benchmarks/nbd.py "$ycloud"
 .build/release/nvme-bench compare --ycloud "$ycloud"
 .build/release/nvme-bench scale --ycloud "$ycloud"
 python3 Benchmarks/clone.py "$ycloud"
+python3 Benchmarks/group.py "$ycloud"
 
 # The control plane with a thousand simulated hosts and machines.
 .build/release/fleet-bench --ycloud "$ycloud" --repository .

@@ -46,6 +46,19 @@ public struct BlockFunction: Sendable, Hashable {
   }
 }
 
+/// When a snapshot of several volumes was taken, and what that cost.
+public struct GroupSnapshotTimes: Sendable, Hashable {
+  /// The moment whose content it is, in microseconds since 1970 by the DPU's clock.
+  public var takenAt: Int64
+  /// For how long the server's writes were kept back, in microseconds.
+  public var pause: Int64
+
+  public init(takenAt: Int64, pause: Int64) {
+    self.takenAt = takenAt
+    self.pause = pause
+  }
+}
+
 /// What bare-metal handling needs of a DPU, and all it needs: disks of one server, read back and changed.
 ///
 /// Every change is safe to repeat: what is there already with the same parameters counts as done, and so does the
@@ -69,6 +82,14 @@ public protocol DPU: Sendable {
 
   /// Sets what the volume may do at most, also while the server uses it. Limits that are none lift all of them.
   func limitVolume(name: String, _ limits: VolumeLimits) async throws
+
+  /// Keeps what volumes hold at one moment, as files in a folder that is made for it: `.unsupported` where the data plane
+  /// cannot, `.conflict` where the folder is there already.
+  ///
+  /// - Parameters:
+  ///   - folder: An absolute path, as the DPU sees it.
+  ///   - files: The name of each volume's file in the folder, by the volume's name.
+  func snapshot(into folder: String, files: [String: String]) async throws -> GroupSnapshotTimes
 
   /// Takes notice of a file that has grown, and tells the server.
   func rescanVolume(name: String) async throws

@@ -210,6 +210,22 @@ public final class OPIClient: DPU {
     }
   }
 
+  public func snapshot(into folder: String, files: [String: String]) async throws -> GroupSnapshotTimes {
+    try await translated("take the snapshot \(folder)") {
+      let answer = try await self.volumeService.snapshotFiles(
+        .with { request in
+          request.folder = folder
+          request.files = files.sorted { $0.key < $1.key }.map { volume, file in
+            .with {
+              $0.name = "volumes/\(volume)"
+              $0.file = file
+            }
+          }
+        }, options: self.options)
+      return GroupSnapshotTimes(takenAt: answer.takenAtUs, pause: answer.pauseUs)
+    }
+  }
+
   // MARK: Functions
 
   public func plug(function: String, volume: String, readOnly: Bool) async throws {

@@ -125,6 +125,18 @@ public struct SPDKClient: DPU {
     _ = try await call("rescan volume \(name)", "bdev_aio_rescan", ["name": .string(name)])
   }
 
+  public func snapshot(into folder: String, files: [String: String]) async throws -> GroupSnapshotTimes {
+    let operation = "take the snapshot \(folder)"
+    let list = files.sorted { $0.key < $1.key }.map { volume, file -> JSONValue in
+      ["name": .string(volume), "file": .string(file)]
+    }
+    let answer = try await call(operation, "bdev_snapshot_files", ["folder": .string(folder), "files": .array(list)])
+    guard let taken = answer["taken_at_us"]?.int64Value, let pause = answer["pause_us"]?.int64Value else {
+      throw malformed(operation, answer)
+    }
+    return GroupSnapshotTimes(takenAt: taken, pause: pause)
+  }
+
   // MARK: Functions
 
   public func plug(function: String, volume: String, readOnly: Bool) async throws {
@@ -203,6 +215,7 @@ public struct SPDKClient: DPU {
       case -19, -2: return .notFound
       case -17: return .conflict
       case -16, -1: return .busy
+      case -32601: return .unsupported
       default: break
       }
       // The vhost methods give every error one code, and the system's text.

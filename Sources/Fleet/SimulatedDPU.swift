@@ -150,6 +150,45 @@ package final class SimulatedDPU: DPU, NetworkPlugger, SeedStore {
     }
   }
 
+  /// Guests that are not there write nothing, so that clones of the files are of one moment whenever they are made.
+  package func snapshot(into folder: String, files: [String: String]) async throws -> GroupSnapshotTimes {
+    let operation = "take the snapshot \(folder)"
+    let sources = try await change(operation) { state in
+      try files.map { volume, file in
+        guard let present = state.volumes[volume] else {
+          throw DPUError(code: .notFound, operation: operation, message: "there is no volume \(volume)")
+        }
+        return (present.file, file)
+      }
+    }
+    if hasFiles { try Self.clone(sources, into: folder, operation: operation) }
+    let now = MicroTimestamp.now()
+    return GroupSnapshotTimes(takenAt: now.microseconds, pause: 0)
+  }
+
+  private static func clone(_ files: [(from: String, to: String)], into folder: String, operation: String) throws {
+    func fail(_ what: String) -> DPUError {
+      let code: DPUError.Code = errno == EEXIST ? .conflict : .refused
+      return DPUError(code: code, operation: operation, message: "\(what): \(String(cString: strerror(errno)))")
+    }
+    guard access(folder, F_OK) != 0 else {
+      throw DPUError(code: .conflict, operation: operation, message: "it is there already")
+    }
+    let staging = "\(folder).partial"
+    guard mkdir(staging, 0o700) == 0 || errno == EEXIST else { throw fail("make \(staging)") }
+    for file in files {
+      let source = open(file.from, O_RDONLY | O_CLOEXEC)
+      guard source >= 0 else { throw fail("open \(file.from)") }
+      defer { close(source) }
+      let clone = open("\(staging)/\(file.to)", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+      guard clone >= 0 else { throw fail("make \(file.to)") }
+      defer { close(clone) }
+      // FICLONE, ioctl_ficlone(2).
+      guard ioctl(clone, 0x4004_9409, source) == 0 else { throw fail("clone \(file.from)") }
+    }
+    guard rename(staging, folder) == 0 else { throw fail("name \(folder)") }
+  }
+
   /// Guests that are not there hold on to nothing.
   package func unplug(function: String, force: Bool) async throws {
     try await change("unplug \(function)") { state in state.functions[function] = nil }

@@ -49,7 +49,8 @@ package final class SimulatedHost: Sendable {
     handler = HandlerReconciler(
       hostName: name, caches: surroundings.caches, cluster: surroundings.cluster, dpu: dpu, network: dpu, seeds: dpu,
       guest: SimulatedGuest(number: number, guestAt: { server.guestAt() }, wake: { queue.add(key, after: $0) }),
-      volumesDirectory: "\(settings.pool ?? "/simulated/pool")/volumes", logger: logger)
+      volumesDirectory: "\(settings.pool ?? "/simulated/pool")/volumes",
+      groupsDirectory: "\(settings.pool ?? "/simulated/pool")/groups", logger: logger)
   }
 
   /// The whole host goes, at once.

@@ -46,6 +46,7 @@ extension BareMetalHost {
     public var claim: Claim?
     /// What was taken from machines on an operator's word and has to be removed from the DPU when it comes back.
     public var leftovers: [Leftover]?
+    public var snapshot: SnapshotRequest?
     public var conditions: [Condition]?
 
     public init() {}
@@ -74,6 +75,44 @@ extension BareMetalHost {
       self.namespace = namespace
       self.name = name
       self.uid = uid
+    }
+  }
+
+  /// A snapshot that bm-controller asks bm-handler to have taken of several disks at one moment.
+  public struct SnapshotRequest: Codable, Sendable, Hashable {
+    /// What the group is called in the pool.
+    public var token: String
+    public var machineUID: String
+    /// PersistentVolumes of the machine that are attached.
+    public var volumes: [String]
+
+    public init(token: String, machineUID: String, volumes: [String]) {
+      self.token = token
+      self.machineUID = machineUID
+      self.volumes = volumes
+    }
+  }
+
+  /// What became of a snapshot that was asked for.
+  public struct SnapshotAnswer: Codable, Sendable, Hashable {
+    public var token: String
+    public var takenAt: MicroTimestamp?
+    /// For how long the server's writes were kept back.
+    public var pauseMicroseconds: Int64?
+    /// Why there is none.
+    public var error: String?
+    /// The data plane cannot, and will not.
+    public var unsupported: Bool?
+
+    public init(
+      token: String, takenAt: MicroTimestamp? = nil, pauseMicroseconds: Int64? = nil, error: String? = nil,
+      unsupported: Bool? = nil
+    ) {
+      self.token = token
+      self.takenAt = takenAt
+      self.pauseMicroseconds = pauseMicroseconds
+      self.error = error
+      self.unsupported = unsupported
     }
   }
 
@@ -178,6 +217,7 @@ extension BareMetalHost {
     public var boot: String?
     public var slots: [Slot]?
     public var interfaces: [Interface]?
+    public var snapshot: SnapshotAnswer?
     public var conditions: [Condition]?
 
     public init() {}

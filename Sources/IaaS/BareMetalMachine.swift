@@ -153,9 +153,20 @@ extension BareMetalMachine {
   }
 
   public struct Source: Codable, Sendable, Hashable {
-    public var persistentVolumeClaim: ClaimSource
+    /// One of both.
+    public var persistentVolumeClaim: ClaimSource?
+    public var volumeSnapshot: SnapshotSource?
 
     public init(persistentVolumeClaim: ClaimSource) { self.persistentVolumeClaim = persistentVolumeClaim }
+
+    public init(volumeSnapshot: SnapshotSource) { self.volumeSnapshot = volumeSnapshot }
+  }
+
+  /// A VolumeSnapshot in the machine's namespace.
+  public struct SnapshotSource: Codable, Sendable, Hashable {
+    public var name: String
+
+    public init(name: String) { self.name = name }
   }
 
   public struct ClaimSource: Codable, Sendable, Hashable {

@@ -45,6 +45,8 @@ public enum Names {
   public static let capacityAnnotation = "csi.ycloud.yusur.io/capacity"
   /// Member of an attachment's reported metadata: the size in bytes that the server sees.
   public static let shownCapacity = "capacity"
+  /// Annotation of a claim, by csi-controller: why it has no volume yet, `<Reason>: <message>`.
+  public static let provisioningMessageAnnotation = "csi.ycloud.yusur.io/provisioning-message"
   /// Member of an attachment's reported metadata: the PCIe function that shows the volume.
   public static let shownFunction = "function"
   /// Member of an attachment's reported metadata: the serial number that the guest reads from the disk.
@@ -63,6 +65,14 @@ public enum Names {
   public static let rescanAnnotation = "iaas.yusur.io/rescan-requested"
   /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.
   public static let cloneFromAnnotation = "csi.ycloud.yusur.io/clone-from"
+
+  /// Annotation of a VolumeSnapshot, by bm-controller: the group in which the data plane has captured the volume together
+  /// with others. csi-controller makes the snapshot of that.
+  public static let snapshotGroupAnnotation = "iaas.yusur.io/snapshot-group"
+  /// Finalizer of snapshots, restores and clones of machines.
+  public static let lifeFinalizer = "iaas.yusur.io/machine-life"
+  /// Label of what was made for a snapshot, restore or clone of a machine: its UID.
+  public static let makerUIDLabel = "iaas.yusur.io/made-for-uid"
 
   /// Finalizer of a machine: bm-controller gives everything back before the machine goes.
   public static let machineFinalizer = "iaas.yusur.io/machine"

@@ -115,6 +115,19 @@ package enum YCVolumeService: Sendable {
                 type: .unary
             )
         }
+        /// Namespace for "SnapshotFiles" metadata.
+        package enum SnapshotFiles: Sendable {
+            /// Request type for "SnapshotFiles".
+            package typealias Input = YCSnapshotFilesRequest
+            /// Response type for "SnapshotFiles".
+            package typealias Output = YCSnapshotFilesResponse
+            /// Descriptor for "SnapshotFiles".
+            package static let descriptor = GRPCCore.MethodDescriptor(
+                service: GRPCCore.ServiceDescriptor(fullyQualifiedService: "ycloud.storage.v1.VolumeService"),
+                method: "SnapshotFiles",
+                type: .unary
+            )
+        }
         /// Namespace for "ListStores" metadata.
         package enum ListStores: Sendable {
             /// Request type for "ListStores".
@@ -150,6 +163,7 @@ package enum YCVolumeService: Sendable {
             GrowVolume.descriptor,
             SnapshotVolume.descriptor,
             CloneVolume.descriptor,
+            SnapshotFiles.descriptor,
             ListStores.descriptor,
             GetTarget.descriptor
         ]
@@ -287,6 +301,25 @@ extension YCVolumeService {
             request: GRPCCore.StreamingServerRequest<YCCloneVolumeRequest>,
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.StreamingServerResponse<YCVolume>
+
+        /// Handle the "SnapshotFiles" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Keeps what several volumes that are files hold at one moment, as files in a folder of their own. The folder is there
+        /// > whole or not at all. UNIMPLEMENTED where the data plane cannot.
+        ///
+        /// - Parameters:
+        ///   - request: A streaming request of `YCSnapshotFilesRequest` messages.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A streaming response of `YCSnapshotFilesResponse` messages.
+        func snapshotFiles(
+            request: GRPCCore.StreamingServerRequest<YCSnapshotFilesRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.StreamingServerResponse<YCSnapshotFilesResponse>
 
         /// Handle the "ListStores" method.
         ///
@@ -435,6 +468,25 @@ extension YCVolumeService {
             context: GRPCCore.ServerContext
         ) async throws -> GRPCCore.ServerResponse<YCVolume>
 
+        /// Handle the "SnapshotFiles" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Keeps what several volumes that are files hold at one moment, as files in a folder of their own. The folder is there
+        /// > whole or not at all. UNIMPLEMENTED where the data plane cannot.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `YCSnapshotFilesRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A response containing a single `YCSnapshotFilesResponse` message.
+        func snapshotFiles(
+            request: GRPCCore.ServerRequest<YCSnapshotFilesRequest>,
+            context: GRPCCore.ServerContext
+        ) async throws -> GRPCCore.ServerResponse<YCSnapshotFilesResponse>
+
         /// Handle the "ListStores" method.
         ///
         /// - Parameters:
@@ -580,6 +632,25 @@ extension YCVolumeService {
             context: GRPCCore.ServerContext
         ) async throws -> YCVolume
 
+        /// Handle the "SnapshotFiles" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Keeps what several volumes that are files hold at one moment, as files in a folder of their own. The folder is there
+        /// > whole or not at all. UNIMPLEMENTED where the data plane cannot.
+        ///
+        /// - Parameters:
+        ///   - request: A `YCSnapshotFilesRequest` message.
+        ///   - context: Context providing information about the RPC.
+        /// - Throws: Any error which occurred during the processing of the request. Thrown errors
+        ///     of type `RPCError` are mapped to appropriate statuses. All other errors are converted
+        ///     to an internal error.
+        /// - Returns: A `YCSnapshotFilesResponse` to respond with.
+        func snapshotFiles(
+            request: YCSnapshotFilesRequest,
+            context: GRPCCore.ServerContext
+        ) async throws -> YCSnapshotFilesResponse
+
         /// Handle the "ListStores" method.
         ///
         /// - Parameters:
@@ -692,6 +763,17 @@ extension YCVolumeService.StreamingServiceProtocol {
             }
         )
         router.registerHandler(
+            forMethod: YCVolumeService.Method.SnapshotFiles.descriptor,
+            deserializer: GRPCProtobuf.ProtobufDeserializer<YCSnapshotFilesRequest>(),
+            serializer: GRPCProtobuf.ProtobufSerializer<YCSnapshotFilesResponse>(),
+            handler: { request, context in
+                try await self.snapshotFiles(
+                    request: request,
+                    context: context
+                )
+            }
+        )
+        router.registerHandler(
             forMethod: YCVolumeService.Method.ListStores.descriptor,
             deserializer: GRPCProtobuf.ProtobufDeserializer<YCListStoresRequest>(),
             serializer: GRPCProtobuf.ProtobufSerializer<YCListStoresResponse>(),
@@ -790,6 +872,17 @@ extension YCVolumeService.ServiceProtocol {
         context: GRPCCore.ServerContext
     ) async throws -> GRPCCore.StreamingServerResponse<YCVolume> {
         let response = try await self.cloneVolume(
+            request: GRPCCore.ServerRequest(stream: request),
+            context: context
+        )
+        return GRPCCore.StreamingServerResponse(single: response)
+    }
+
+    package func snapshotFiles(
+        request: GRPCCore.StreamingServerRequest<YCSnapshotFilesRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.StreamingServerResponse<YCSnapshotFilesResponse> {
+        let response = try await self.snapshotFiles(
             request: GRPCCore.ServerRequest(stream: request),
             context: context
         )
@@ -906,6 +999,19 @@ extension YCVolumeService.SimpleServiceProtocol {
     ) async throws -> GRPCCore.ServerResponse<YCVolume> {
         return GRPCCore.ServerResponse<YCVolume>(
             message: try await self.cloneVolume(
+                request: request.message,
+                context: context
+            ),
+            metadata: [:]
+        )
+    }
+
+    package func snapshotFiles(
+        request: GRPCCore.ServerRequest<YCSnapshotFilesRequest>,
+        context: GRPCCore.ServerContext
+    ) async throws -> GRPCCore.ServerResponse<YCSnapshotFilesResponse> {
+        return GRPCCore.ServerResponse<YCSnapshotFilesResponse>(
+            message: try await self.snapshotFiles(
                 request: request.message,
                 context: context
             ),
@@ -1092,6 +1198,30 @@ extension YCVolumeService {
             deserializer: some GRPCCore.MessageDeserializer<YCVolume>,
             options: GRPCCore.CallOptions,
             onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<YCVolume>) async throws -> Result
+        ) async throws -> Result where Result: Sendable
+
+        /// Call the "SnapshotFiles" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Keeps what several volumes that are files hold at one moment, as files in a folder of their own. The folder is there
+        /// > whole or not at all. UNIMPLEMENTED where the data plane cannot.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `YCSnapshotFilesRequest` message.
+        ///   - serializer: A serializer for `YCSnapshotFilesRequest` messages.
+        ///   - deserializer: A deserializer for `YCSnapshotFilesResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        func snapshotFiles<Result>(
+            request: GRPCCore.ClientRequest<YCSnapshotFilesRequest>,
+            serializer: some GRPCCore.MessageSerializer<YCSnapshotFilesRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<YCSnapshotFilesResponse>,
+            options: GRPCCore.CallOptions,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<YCSnapshotFilesResponse>) async throws -> Result
         ) async throws -> Result where Result: Sendable
 
         /// Call the "ListStores" method.
@@ -1371,6 +1501,41 @@ extension YCVolumeService {
             )
         }
 
+        /// Call the "SnapshotFiles" method.
+        ///
+        /// > Source IDL Documentation:
+        /// >
+        /// > Keeps what several volumes that are files hold at one moment, as files in a folder of their own. The folder is there
+        /// > whole or not at all. UNIMPLEMENTED where the data plane cannot.
+        ///
+        /// - Parameters:
+        ///   - request: A request containing a single `YCSnapshotFilesRequest` message.
+        ///   - serializer: A serializer for `YCSnapshotFilesRequest` messages.
+        ///   - deserializer: A deserializer for `YCSnapshotFilesResponse` messages.
+        ///   - options: Options to apply to this RPC.
+        ///   - handleResponse: A closure which handles the response and returns its result to
+        ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+        ///       already finished.
+        /// - Returns: The result of `handleResponse`.
+        package func snapshotFiles<Result>(
+            request: GRPCCore.ClientRequest<YCSnapshotFilesRequest>,
+            serializer: some GRPCCore.MessageSerializer<YCSnapshotFilesRequest>,
+            deserializer: some GRPCCore.MessageDeserializer<YCSnapshotFilesResponse>,
+            options: GRPCCore.CallOptions = .defaults,
+            onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<YCSnapshotFilesResponse>) async throws -> Result = { response in
+                try response.message
+            }
+        ) async throws -> Result where Result: Sendable {
+            try await self.client.unary(
+                request: request,
+                descriptor: YCVolumeService.Method.SnapshotFiles.descriptor,
+                serializer: serializer,
+                deserializer: deserializer,
+                options: options,
+                onResponse: handleResponse
+            )
+        }
+
         /// Call the "ListStores" method.
         ///
         /// - Parameters:
@@ -1618,6 +1783,36 @@ extension YCVolumeService.ClientProtocol {
             request: request,
             serializer: GRPCProtobuf.ProtobufSerializer<YCCloneVolumeRequest>(),
             deserializer: GRPCProtobuf.ProtobufDeserializer<YCVolume>(),
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "SnapshotFiles" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Keeps what several volumes that are files hold at one moment, as files in a folder of their own. The folder is there
+    /// > whole or not at all. UNIMPLEMENTED where the data plane cannot.
+    ///
+    /// - Parameters:
+    ///   - request: A request containing a single `YCSnapshotFilesRequest` message.
+    ///   - options: Options to apply to this RPC.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func snapshotFiles<Result>(
+        request: GRPCCore.ClientRequest<YCSnapshotFilesRequest>,
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<YCSnapshotFilesResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        try await self.snapshotFiles(
+            request: request,
+            serializer: GRPCProtobuf.ProtobufSerializer<YCSnapshotFilesRequest>(),
+            deserializer: GRPCProtobuf.ProtobufDeserializer<YCSnapshotFilesResponse>(),
             options: options,
             onResponse: handleResponse
         )
@@ -1886,6 +2081,40 @@ extension YCVolumeService.ClientProtocol {
             metadata: metadata
         )
         return try await self.cloneVolume(
+            request: request,
+            options: options,
+            onResponse: handleResponse
+        )
+    }
+
+    /// Call the "SnapshotFiles" method.
+    ///
+    /// > Source IDL Documentation:
+    /// >
+    /// > Keeps what several volumes that are files hold at one moment, as files in a folder of their own. The folder is there
+    /// > whole or not at all. UNIMPLEMENTED where the data plane cannot.
+    ///
+    /// - Parameters:
+    ///   - message: request message to send.
+    ///   - metadata: Additional metadata to send, defaults to empty.
+    ///   - options: Options to apply to this RPC, defaults to `.defaults`.
+    ///   - handleResponse: A closure which handles the response and returns its result to
+    ///       the caller. Returning from the closure will cancel the RPC if it hasn't
+    ///       already finished.
+    /// - Returns: The result of `handleResponse`.
+    package func snapshotFiles<Result>(
+        _ message: YCSnapshotFilesRequest,
+        metadata: GRPCCore.Metadata = [:],
+        options: GRPCCore.CallOptions = .defaults,
+        onResponse handleResponse: @Sendable @escaping (GRPCCore.ClientResponse<YCSnapshotFilesResponse>) async throws -> Result = { response in
+            try response.message
+        }
+    ) async throws -> Result where Result: Sendable {
+        let request = GRPCCore.ClientRequest<YCSnapshotFilesRequest>(
+            message: message,
+            metadata: metadata
+        )
+        return try await self.snapshotFiles(
             request: request,
             options: options,
             onResponse: handleResponse

@@ -203,6 +203,58 @@ package nonisolated struct YCCloneVolumeRequest: Sendable {
   package init() {}
 }
 
+package nonisolated struct YCSnapshotFilesRequest: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  /// A folder to be made, by its absolute path on the DPU, on the file system of the volumes' files.
+  package var folder: String = String()
+
+  package var files: [YCSnapshotFilesRequest.File] = []
+
+  /// The most for which writes may be kept back, in milliseconds; 0 is the data plane's own limit.
+  package var holdLimitMs: Int32 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package nonisolated struct File: Sendable {
+    // SwiftProtobuf.Message conformance is added in an extension below. See the
+    // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+    // methods supported on all messages.
+
+    /// The volume: volumes/{volume}.
+    package var name: String = String()
+
+    /// What its content is called in the folder.
+    package var file: String = String()
+
+    package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+    package init() {}
+  }
+
+  package init() {}
+}
+
+package nonisolated struct YCSnapshotFilesResponse: Sendable {
+  // SwiftProtobuf.Message conformance is added in an extension below. See the
+  // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
+  // methods supported on all messages.
+
+  package var folder: String = String()
+
+  /// For how long writes were kept back, in microseconds.
+  package var pauseUs: Int64 = 0
+
+  /// The moment whose content it is, in microseconds since 1970.
+  package var takenAtUs: Int64 = 0
+
+  package var unknownFields = SwiftProtobuf.UnknownStorage()
+
+  package init() {}
+}
+
 package nonisolated struct YCListStoresRequest: Sendable {
   // SwiftProtobuf.Message conformance is added in an extension below. See the
   // `Message` and `Message+*Additions` files in the SwiftProtobuf library for
@@ -653,6 +705,121 @@ nonisolated extension YCCloneVolumeRequest: SwiftProtobuf.Message, SwiftProtobuf
   package static func ==(lhs: YCCloneVolumeRequest, rhs: YCCloneVolumeRequest) -> Bool {
     if lhs.name != rhs.name {return false}
     if lhs.cloneID != rhs.cloneID {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension YCSnapshotFilesRequest: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".SnapshotFilesRequest"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}folder\0\u{1}files\0\u{3}hold_limit_ms\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.folder) }()
+      case 2: try { try decoder.decodeRepeatedMessageField(value: &self.files) }()
+      case 3: try { try decoder.decodeSingularInt32Field(value: &self.holdLimitMs) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.folder.isEmpty {
+      try visitor.visitSingularStringField(value: self.folder, fieldNumber: 1)
+    }
+    if !self.files.isEmpty {
+      try visitor.visitRepeatedMessageField(value: self.files, fieldNumber: 2)
+    }
+    if self.holdLimitMs != 0 {
+      try visitor.visitSingularInt32Field(value: self.holdLimitMs, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: YCSnapshotFilesRequest, rhs: YCSnapshotFilesRequest) -> Bool {
+    if lhs.folder != rhs.folder {return false}
+    if lhs.files != rhs.files {return false}
+    if lhs.holdLimitMs != rhs.holdLimitMs {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension YCSnapshotFilesRequest.File: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = YCSnapshotFilesRequest.protoMessageName + ".File"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{1}file\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.name) }()
+      case 2: try { try decoder.decodeSingularStringField(value: &self.file) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.name.isEmpty {
+      try visitor.visitSingularStringField(value: self.name, fieldNumber: 1)
+    }
+    if !self.file.isEmpty {
+      try visitor.visitSingularStringField(value: self.file, fieldNumber: 2)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: YCSnapshotFilesRequest.File, rhs: YCSnapshotFilesRequest.File) -> Bool {
+    if lhs.name != rhs.name {return false}
+    if lhs.file != rhs.file {return false}
+    if lhs.unknownFields != rhs.unknownFields {return false}
+    return true
+  }
+}
+
+nonisolated extension YCSnapshotFilesResponse: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
+  package static let protoMessageName: String = _protobuf_package + ".SnapshotFilesResponse"
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}folder\0\u{3}pause_us\0\u{3}taken_at_us\0")
+
+  package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
+    while let fieldNumber = try decoder.nextFieldNumber() {
+      // The use of inline closures is to circumvent an issue where the compiler
+      // allocates stack space for every case branch when no optimizations are
+      // enabled. https://github.com/apple/swift-protobuf/issues/1034
+      switch fieldNumber {
+      case 1: try { try decoder.decodeSingularStringField(value: &self.folder) }()
+      case 2: try { try decoder.decodeSingularInt64Field(value: &self.pauseUs) }()
+      case 3: try { try decoder.decodeSingularInt64Field(value: &self.takenAtUs) }()
+      default: break
+      }
+    }
+  }
+
+  package func traverse<V: SwiftProtobuf.Visitor>(visitor: inout V) throws {
+    if !self.folder.isEmpty {
+      try visitor.visitSingularStringField(value: self.folder, fieldNumber: 1)
+    }
+    if self.pauseUs != 0 {
+      try visitor.visitSingularInt64Field(value: self.pauseUs, fieldNumber: 2)
+    }
+    if self.takenAtUs != 0 {
+      try visitor.visitSingularInt64Field(value: self.takenAtUs, fieldNumber: 3)
+    }
+    try unknownFields.traverse(visitor: &visitor)
+  }
+
+  package static func ==(lhs: YCSnapshotFilesResponse, rhs: YCSnapshotFilesResponse) -> Bool {
+    if lhs.folder != rhs.folder {return false}
+    if lhs.pauseUs != rhs.pauseUs {return false}
+    if lhs.takenAtUs != rhs.takenAtUs {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

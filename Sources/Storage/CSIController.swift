@@ -143,6 +143,9 @@ public struct CSIController: Sendable {
       }
     }
     let grace = max(settings.orphanGrace, .seconds(1))
+    manager.add(name: "collection of groups", scope: .leader) { [logger] in
+      try await collectGroups(pool, grace: max(grace, .seconds(600)), logger: logger)
+    }
     manager.add(name: "orphan collection", scope: .leader) { [logger] in
       try await collectOrphans(pool, cluster, grace: grace, metrics: metrics, logger: logger)
     }
@@ -181,6 +184,22 @@ private func collectOrphans(
       logger.warning("could not look for orphaned volumes; nothing was removed", metadata: ["error": "\(error)"])
     }
     try await Task.sleep(for: min(grace, .seconds(600)))
+  }
+}
+
+/// Looks for groups of snapshots that nobody takes.
+private func collectGroups(_ pool: ReflinkPool, grace: Duration, logger: Logger) async throws {
+  var collector = GroupCollector(pool: pool, grace: grace)
+  while true {
+    do {
+      for name in try await collector.sweep(now: .now) {
+        logger.warning("a group of snapshots that nobody took was removed", metadata: ["group": "\(name)"])
+      }
+    } catch {
+      try Task.checkCancellation()
+      logger.warning("could not look for groups of snapshots", metadata: ["error": "\(error)"])
+    }
+    try await Task.sleep(for: .seconds(300))
   }
 }
 

@@ -1,8 +1,12 @@
+import IaaS
+
 /// Something to be done about a VolumeSnapshotContent. Every step may be repeated.
 package enum ContentStep: Sendable, Hashable {
   case addFinalizer
   /// Take the snapshot in the pool.
   case take(of: VolumeHandle, as: SnapshotHandle)
+  /// Make it from what the data plane has captured in a group.
+  case adopt(of: VolumeHandle, from: SnapshotHandle, as: SnapshotHandle)
   case setStatus(ContentView.Status)
   /// Tell the administrator why there is no snapshot, in the status and in an event.
   case fail(Refusal)
@@ -26,7 +30,12 @@ package func plan(_ view: ContentSituation) -> [ContentStep] {
   guard let source = content.volumeHandle.flatMap({ try? VolumeHandle($0) }) else {
     return steps + [.fail(Refusal("SnapshotCreationFailed", "spec.source.volumeHandle is no volume of this driver"))]
   }
-  steps.append(.take(of: source, as: handle))
+  guard let name = view.group else { return steps + [.take(of: source, as: handle)] }
+  guard let group = try? SnapshotHandle(name) else {
+    let text = "the annotation \(Names.snapshotGroupAnnotation) of its VolumeSnapshot is no name of a group"
+    return steps + [.fail(Refusal("SnapshotCreationFailed", text))]
+  }
+  steps.append(.adopt(of: source, from: group, as: handle))
   return steps
 }
 

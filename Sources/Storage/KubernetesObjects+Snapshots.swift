@@ -1,3 +1,4 @@
+import IaaS
 import Kubernetes
 
 extension SnapshotView {
@@ -12,6 +13,7 @@ extension SnapshotView {
     className = snapshot.spec.volumeSnapshotClassName.flatMap { $0.isEmpty ? nil : $0 }
     claimName = snapshot.spec.source.persistentVolumeClaimName
     contentName = snapshot.spec.source.volumeSnapshotContentName
+    group = snapshot.metadata.annotations?[Names.snapshotGroupAnnotation]
     guard let present = snapshot.status else { return }
     status.contentName = present.boundVolumeSnapshotContentName.flatMap { $0.isEmpty ? nil : $0 }
     status.isReady = present.readyToUse

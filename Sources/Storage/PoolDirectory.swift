@@ -38,6 +38,18 @@ final class PoolDirectory: Sendable {
     self.descriptor = descriptor
   }
 
+  /// Opens a folder inside another one; nil where there is none of that name.
+  init?(existing name: String, in parent: PoolDirectory, operation: String) throws(StorageError) {
+    let path = "\(parent.path)/\(name)"
+    let descriptor = openat(parent.descriptor, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW)
+    guard descriptor >= 0 else {
+      if errno == ENOENT { return nil }
+      throw .system(operation, "open folder '\(path)'", errno)
+    }
+    self.path = path
+    self.descriptor = descriptor
+  }
+
   deinit { close(descriptor) }
 
   /// Opens a regular file; nil where there is none of that name.

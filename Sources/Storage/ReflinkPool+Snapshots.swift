@@ -78,7 +78,7 @@ extension ReflinkPool {
 
   var snapshotCount: Int { state.withLock { $0.snapshots.count } }
 
-  private func findSnapshot(_ handle: SnapshotHandle, operation: String) throws(StorageError) -> Snapshot? {
+  func findSnapshot(_ handle: SnapshotHandle, operation: String) throws(StorageError) -> Snapshot? {
     let name = ReflinkPool.fileName(handle)
     guard let status = try snapshotsFolder.status(name, operation: operation) else { return nil }
     guard status.isRegular else {

@@ -9,6 +9,7 @@ import Synchronization
 ///     <pool>/trash/                  volumes being removed, orphans before they are removed
 ///     <pool>/retained/<handle>.img   volumes whose PersistentVolume was deleted under the policy Retain
 ///     <pool>/snapshots/<handle>.img  snapshots, which nobody may write to
+///     <pool>/groups/<group>/         snapshots that the data plane took together, before they are in `snapshots`
 ///
 /// A volume is completed in `staging`, made durable, and only then given its name in `volumes`; it leaves by a rename
 /// into `trash`. So a process that dies at any instruction leaves whole volumes and rubbish in two known folders.
@@ -61,6 +62,7 @@ public final class ReflinkPool: VolumeBackend {
   let trash: PoolDirectory
   let retained: PoolDirectory
   let snapshotsFolder: PoolDirectory
+  let groups: PoolDirectory
   let state: Mutex<State>
   private let lock: OpenFile
 
@@ -90,6 +92,7 @@ public final class ReflinkPool: VolumeBackend {
     trash = try PoolDirectory("trash", in: root, operation: operation)
     retained = try PoolDirectory("retained", in: root, operation: operation)
     snapshotsFolder = try PoolDirectory("snapshots", in: root, operation: operation)
+    groups = try PoolDirectory("groups", in: root, operation: operation)
     self.path = path
     self.policy = policy
 

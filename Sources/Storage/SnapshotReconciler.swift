@@ -168,6 +168,12 @@ package struct ContentReconciler: Sendable {
     {
       view.file = try await backend.snapshot(handle)
     }
+    if let key = content.snapshotKey, content.volumeHandle != nil, !content.isTaken, !content.isBeingDeleted {
+      // Without it the volume would be captured by itself, which is another thing than what was asked for.
+      var snapshot = cluster.snapshot(key)
+      if snapshot == nil { snapshot = try await cluster.currentSnapshot(key) }
+      if snapshot?.uid == content.snapshotUID { view.group = snapshot?.group }
+    }
     guard content.isBeingDeleted else { return view }
     if let key = content.snapshotKey {
       // The cache may be behind that of the contents, so that what it does not have may be there.
@@ -186,22 +192,33 @@ package struct ContentReconciler: Sendable {
     case .addFinalizer: try await cluster.setFinalizer(of: content, present: true)
     case .removeFinalizer: try await cluster.setFinalizer(of: content, present: false)
     case .take(let source, let handle):
-      let start = ContinuousClock.now
-      let snapshot = try await backend.takeSnapshot(of: source, as: handle)
-      let taken = ContinuousClock.now - start
-      metrics.tookSnapshot(taken)
-      logger.info(
-        "snapshot taken",
-        metadata: [
-          "snapshot": "\(handle)", "volume": "\(source)", "bytes": "\(snapshot.sizeBytes)", "took": "\(taken)",
-        ])
-      try await cluster.setStatus(of: content, ContentView.Status(snapshot))
+      try await take(content, source, handle) { backend in try await backend.takeSnapshot(of: source, as: handle) }
+    case .adopt(let source, let group, let handle):
+      try await take(content, source, handle) { backend in
+        try await backend.adoptSnapshot(of: source, from: group, as: handle)
+      }
     case .setStatus(let status): try await cluster.setStatus(of: content, status)
     case .fail(let refusal): try await fail(content, refusal)
     case .tell(let refusal):
       cluster.record(content, isWarning: true, reason: refusal.reason, message: refusal.message)
     case .remove(let handle): try await remove(handle, content)
     }
+  }
+
+  private func take(
+    _ content: ContentView, _ source: VolumeHandle, _ handle: SnapshotHandle,
+    _ make: (any VolumeBackend) async throws -> Snapshot
+  ) async throws {
+    let start = ContinuousClock.now
+    let snapshot = try await make(backend)
+    let taken = ContinuousClock.now - start
+    metrics.tookSnapshot(taken)
+    logger.info(
+      "snapshot taken",
+      metadata: [
+        "snapshot": "\(handle)", "volume": "\(source)", "bytes": "\(snapshot.sizeBytes)", "took": "\(taken)",
+      ])
+    try await cluster.setStatus(of: content, ContentView.Status(snapshot))
   }
 
   /// Removes a snapshot from the pool, having asked the cluster itself whether another content has it too.

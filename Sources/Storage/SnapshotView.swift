@@ -24,6 +24,8 @@ package struct SnapshotView: Sendable, Hashable {
   package var claimName: String?
   /// The VolumeSnapshotContent of a snapshot that exists.
   package var contentName: String?
+  /// The group in which the data plane has captured the volume already.
+  package var group: String?
   package var status = Status()
 
   package init(key: SnapshotKey, uid: String) {
@@ -154,6 +156,8 @@ package struct ContentSituation: Sendable, Hashable {
   package var hasSnapshot = true
   /// Another content has the same snapshot in the pool.
   package var isShared = false
+  /// The group that its VolumeSnapshot says it is in: the data plane has captured it together with others.
+  package var group: String?
   /// What the pool has under its handle; looked up for snapshots that exist already.
   package var file: Snapshot?
 

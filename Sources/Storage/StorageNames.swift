@@ -21,7 +21,7 @@ public enum StorageNames {
   /// On a claim: `"true"` lets other namespaces clone it.
   public static let shared = "csi.ycloud.yusur.io/shared"
   /// On a claim, by this controller: why it is not provisioned, `<Reason>: <message>`; absent otherwise.
-  public static let provisioningMessage = "csi.ycloud.yusur.io/provisioning-message"
+  public static let provisioningMessage = Names.provisioningMessageAnnotation
 
   /// On a claim: `"true"` says that its content is uploaded.
   public static let upload = Names.uploadAnnotation

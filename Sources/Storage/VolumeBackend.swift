@@ -55,6 +55,12 @@ public protocol VolumeBackend: Sendable {
   /// call is in it. One that is there already is left as it is. Durable when it returns.
   func takeSnapshot(of source: VolumeHandle, as handle: SnapshotHandle) async throws(StorageError) -> Snapshot
 
+  /// Makes a snapshot of what the data plane has captured of a volume together with others, under the name of the group.
+  /// One that is there already is left as it is. Durable when it returns.
+  func adoptSnapshot(
+    of source: VolumeHandle, from group: SnapshotHandle, as handle: SnapshotHandle
+  ) async throws(StorageError) -> Snapshot
+
   /// The snapshot, or nil.
   func snapshot(_ handle: SnapshotHandle) async throws(StorageError) -> Snapshot?
 

@@ -36,7 +36,11 @@ struct Main: AsyncParsableCommand {
       CommandGroup(
         name: "Change", subcommands: [DiskCommand.self, NICCommand.self]),
       CommandGroup(
-        name: "Manage", subcommands: [ImageCommand.self, HostCommand.self, DoctorCommand.self, CompletionCommand.self]),
+        name: "Manage",
+        subcommands: [
+          SnapshotCommand.self, RestoreCommand.self, CloneCommand.self, ImageCommand.self, HostCommand.self,
+          DoctorCommand.self, CompletionCommand.self,
+        ]),
     ])
 
   static func main() async {

@@ -65,6 +65,25 @@ struct RightsTests {
     #expect(controller.map(\.verbs) == [["get", "list", "watch", "create", "delete"]])
   }
 
+  @Test("bm-controller may make and remove what snapshots, restores and clones of machines need, and no more of it")
+  func life() throws {
+    let rules = try Self.rules("rbac/bm-controller.yaml")
+    func verbs(_ resource: String) -> Set<String> {
+      rules.filter { $0.resource == resource }.reduce(into: []) { $0.formUnion($1.verbs) }
+    }
+    #expect(verbs("volumesnapshots") == ["get", "create", "patch", "delete"])
+    #expect(verbs("volumesnapshotcontents") == [])
+    #expect(verbs("baremetalmachinesnapshots") == ["get", "list", "watch", "create", "update", "patch"])
+    for kind in ["restores", "clones"] {
+      #expect(verbs("baremetalmachine\(kind)") == ["get", "list", "watch", "update", "patch"])
+    }
+    for kind in ["snapshots", "restores", "clones"] {
+      #expect(verbs("baremetalmachine\(kind)/status") == ["get", "update", "patch"])
+    }
+    #expect(verbs("baremetalmachines").isSuperset(of: ["create", "delete"]))
+    #expect(verbs("persistentvolumeclaims") == ["get", "list", "watch", "create", "delete"])
+  }
+
   @Test("csi-controller may take and give back the attachment that keeps servers away during an upload")
   func uploads() throws {
     let rules = try Self.rules("rbac/csi-controller.yaml").filter { $0.resource == "volumeattachments" }

@@ -8,7 +8,10 @@ import Yams
 /// The schemas in deploy/crds and the Swift types say the same.
 @Suite("Schemas")
 struct SchemaTests {
-  static let kinds = ["baremetalhosts", "baremetalmachines", "baremetalmachinemigrations"]
+  static let kinds = [
+    "baremetalhosts", "baremetalmachines", "baremetalmachinemigrations", "baremetalmachinesnapshots",
+    "baremetalmachinerestores", "baremetalmachineclones",
+  ]
 
   static func definition(_ plural: String) throws -> [String: Any] {
     let root = URL(filePath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
@@ -57,8 +60,11 @@ struct SchemaTests {
     let data =
       switch plural {
       case "baremetalhosts": try encoder.encode(completeHost())
-      case "baremetalmachines": try encoder.encode(completeMachine())
-      default: try encoder.encode(completeMigration())
+      case "baremetalmachinemigrations": try encoder.encode(completeMigration())
+      case "baremetalmachinesnapshots": try encoder.encode(completeSnapshot())
+      case "baremetalmachinerestores": try encoder.encode(completeRestore())
+      case "baremetalmachineclones": try encoder.encode(completeClone())
+      default: try encoder.encode(completeMachine())
       }
     return try JSONValue.parse(Array(data))
   }
@@ -103,6 +109,19 @@ struct SchemaTests {
       uniqueKeysWithValues: Self.properties(try Self.schema("baremetalmachinemigrations")).map { ($0.path, $0.schema) })
     #expect(
       migration["status.phase"]?["enum"] as? [String] == BareMetalMachineMigration.Phase.allCases.map(\.rawValue))
+    func names(_ plural: String, _ path: String) throws -> [String]? {
+      try Self.properties(Self.schema(plural)).first { $0.path == path }?.schema["enum"] as? [String]
+    }
+    typealias Snapshot = BareMetalMachineSnapshot
+    let snapshots = "baremetalmachinesnapshots"
+    #expect(try names(snapshots, "status.phase") == Snapshot.Phase.allCases.map(\.rawValue))
+    #expect(try names(snapshots, "status.consistency") == Snapshot.Consistency.allCases.map(\.rawValue))
+    #expect(try names(snapshots, "spec.consistency") == Snapshot.Wish.allCases.map(\.rawValue))
+    #expect(try names(snapshots, "spec.deletionPolicy") == Snapshot.DeletionPolicy.allCases.map(\.rawValue))
+    let restores = BareMetalMachineRestore.Phase.allCases.map(\.rawValue)
+    #expect(try names("baremetalmachinerestores", "status.phase") == restores)
+    #expect(
+      try names("baremetalmachineclones", "status.phase") == BareMetalMachineClone.Phase.allCases.map(\.rawValue))
   }
 
   @Test("An object with nothing but what is required decodes, with the schema's defaults")
@@ -176,7 +195,9 @@ struct SchemaTests {
       .init(name: "e", mac: "m", address: "a", leasedAt: .now(), reachable: true, reachableAt: .now())
     ]
     dpu.conditions = [condition]
+    dpu.snapshot = .init(token: "t", takenAt: .now(), pauseMicroseconds: 1, error: "e", unsupported: true)
     status.dpu = dpu
+    status.snapshot = .init(token: "t", machineUID: "u", volumes: ["v"])
     status.claim = .init(namespace: "n", name: "m", uid: "u")
     status.leftovers = [.init(volume: "v", machine: "n/m", since: .now())]
     status.conditions = [condition]
@@ -217,7 +238,77 @@ struct SchemaTests {
     return migration
   }
 
+  static func completeSnapshot() -> BareMetalMachineSnapshot {
+    var disk = BareMetalMachineSnapshot.Disk(name: "d", claim: "c", volume: "v", volumeSnapshot: "s")
+    disk.storageClassName = "s"
+    disk.bootOrder = 1
+    disk.readOnly = true
+    disk.ownedByMachine = true
+    disk.restoreSize = "1Gi"
+    disk.readyToUse = true
+    var status = BareMetalMachineSnapshot.Status()
+    status.observedGeneration = 1
+    status.phase = .ready
+    status.message = "m"
+    status.readyToUse = true
+    status.creationTime = .now()
+    status.consistency = .crash
+    status.machineUID = "u"
+    status.machineGeneration = 1
+    status.machineBoot = 1
+    status.machineSpec = [:]
+    status.host = "h"
+    status.attempt = 1
+    status.attemptedAt = .now()
+    status.pauseMicroseconds = 1
+    status.disks = [disk]
+    status.conditions = [condition]
+    return BareMetalMachineSnapshot(
+      metadata: ObjectMeta(name: "s", namespace: "n"),
+      spec: .init(machineName: "m", volumeSnapshotClassName: "c"), status: status)
+  }
+
+  static func completeRestore() -> BareMetalMachineRestore {
+    var status = BareMetalMachineRestore.Status()
+    status.observedGeneration = 1
+    status.phase = .succeeded
+    status.message = "m"
+    status.machineUID = "u"
+    status.snapshotUID = "u"
+    status.startsMachine = true
+    status.previousSnapshot = "p"
+    status.previousAttempt = 1
+    status.disks = [.init(name: "d", claim: "c", replaces: "o", bound: true)]
+    status.startedAt = .now()
+    status.completedAt = .now()
+    status.conditions = [condition]
+    return BareMetalMachineRestore(
+      metadata: ObjectMeta(name: "r", namespace: "n"),
+      spec: .init(snapshotName: "s", machineName: "m", stopMachine: true), status: status)
+  }
+
+  static func completeClone() -> BareMetalMachineClone {
+    var status = BareMetalMachineClone.Status()
+    status.observedGeneration = 1
+    status.phase = .succeeded
+    status.message = "m"
+    status.snapshotName = "s"
+    status.replicas = 1
+    status.created = 1
+    status.ready = 1
+    status.running = 1
+    status.machines = [.init(name: "m", phase: "Running", volumesReady: true, message: "m")]
+    status.conditions = [condition]
+    return BareMetalMachineClone(
+      metadata: ObjectMeta(name: "c", namespace: "n"),
+      spec: .init(
+        source: .init(machineName: "m", snapshotName: "s"), replicas: 1, namePattern: "m-{index}", firstIndex: 1,
+        running: true, addresses: ["192.0.2.1"]), status: status)
+  }
+
   static func completeMachine() -> BareMetalMachine {
+    var source = BareMetalMachine.Source(persistentVolumeClaim: .init(name: "i", namespace: "n"))
+    source.volumeSnapshot = .init(name: "s")
     var machine = BareMetalMachine(
       metadata: ObjectMeta(name: "m", namespace: "n"),
       spec: .init(
@@ -230,7 +321,7 @@ struct SchemaTests {
             existingClaim: .init(claimName: "c"),
             template: .init(
               size: "1Gi", storageClassName: "s",
-              source: .init(persistentVolumeClaim: .init(name: "i", namespace: "n"))))
+              source: source))
         ],
         interfaces: [.init(name: "e", macAddress: "02:00:00:00:00:01", address: "192.0.2.1")],
         cloudInit: .init(userData: "u", userDataSecretRef: .init(name: "s"), networkData: "n")))

@@ -37,6 +37,12 @@ extension SimulatedCloud {
     }
   }
 
+  func adoptSnapshot(
+    of source: VolumeHandle, from group: SnapshotHandle, as handle: SnapshotHandle
+  ) async throws(StorageError) -> Snapshot {
+    try await takeSnapshot(of: source, as: handle)
+  }
+
   func snapshot(_ handle: SnapshotHandle) async throws(StorageError) -> Snapshot? {
     try poolCall { world in
       world.snapshotFiles[handle].map { Snapshot(handle: handle, sizeBytes: $0.sizeBytes, creationTime: 1_000_000_000) }

@@ -107,6 +107,9 @@ public struct BMController: Sendable {
     manager.add(name: "liveness of handlers", scope: .leader) {
       try await liveness.run { hostQueue.add(ObjectKey(name: $0)) }
     }
+    let life = LifeService(caches: caches, client: client, events: recorder, registry: registry, logger: logger)
+    manager.add(name: "caches of machine snapshots", scope: .always) { try await life.watch() }
+    manager.add(name: "machine snapshots", scope: .leader) { try await life.work() }
     let metrics = MachineMetrics(registry: registry)
     feed(migrations: migrationQueue, drains: drainQueue, machines: machineQueue, from: caches)
     feed(machines: machineQueue, hosts: hostQueue, power: powerQueue, from: caches, metrics: metrics)

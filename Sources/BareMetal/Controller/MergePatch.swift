@@ -32,4 +32,9 @@ package enum MergePatch {
     encoder.dataEncodingStrategy = .base64
     return try JSONValue.parse(Array(try encoder.encode(value)))
   }
+
+  /// A value of a type from JSON.
+  package static func value<T: Decodable>(_ type: T.Type, from json: JSONValue) throws -> T {
+    try JSONDecoder().decode(type, from: Data(json.serialize()))
+  }
 }

@@ -109,7 +109,8 @@ public struct BMHandler: Sendable {
         reconciler: HandlerReconciler(
           hostName: host, caches: caches, cluster: KubernetesHandlerCluster(client: client, caches: caches), dpu: dpu,
           network: network, seeds: SeedDisk(directory: configuration.stateDirectory), guest: guest,
-          volumesDirectory: "\(configuration.pool)/volumes", logger: logger),
+          volumesDirectory: "\(configuration.pool)/volumes", groupsDirectory: "\(configuration.pool)/groups",
+          logger: logger),
         queue: queue, workers: 1, logger: logger, registry: registry))
     try await manager.run()
   }

@@ -16,12 +16,14 @@ package struct HandlerReconciler: Reconcile {
   let seeds: any SeedStore
   let guest: any GuestSight
   let volumesDirectory: String
+  /// Where snapshots of several volumes are put.
+  let groupsDirectory: String
   let logger: Logger
   let memory = Memory()
 
   package init(
     hostName: String, caches: HandlerCaches, cluster: any HandlerCluster, dpu: any DPU, network: any NetworkPlugger,
-    seeds: any SeedStore, guest: any GuestSight, volumesDirectory: String, logger: Logger
+    seeds: any SeedStore, guest: any GuestSight, volumesDirectory: String, groupsDirectory: String, logger: Logger
   ) {
     self.hostName = hostName
     self.caches = caches
@@ -31,6 +33,7 @@ package struct HandlerReconciler: Reconcile {
     self.seeds = seeds
     self.guest = guest
     self.volumesDirectory = volumesDirectory
+    self.groupsDirectory = groupsDirectory
     self.logger = logger
   }
 
@@ -218,6 +221,7 @@ package struct HandlerReconciler: Reconcile {
     new.boot = followed
     new.slots = version == nil ? old?.slots : slots(view)
     new.interfaces = followed == nil ? nil : guest.interfaces
+    new.snapshot = await snapshotAnswer(view, isAvailable: version != nil)
     new.conditions = conditions(old?.conditions ?? [], version: version, failures: failures)
     let verdict = memory.reports.withLock { [new] in
       $0.consider(old: old, new: new, at: memory.start.duration(to: .now))

@@ -59,8 +59,10 @@ extension MachinePlanner {
       differences.append(
         "\(field).template.storageClassName is '\(name)', but the claim \(claim.key.name) is of '\(present)'")
     }
-    let source = template.source.map { source in
-      let asked = source.persistentVolumeClaim
+    let source = template.source.map { source -> ObjectKey in
+      guard let asked = source.persistentVolumeClaim else {
+        return ObjectKey(namespace: namespace, name: source.volumeSnapshot?.name ?? "")
+      }
       return ObjectKey(namespace: asked.namespace ?? namespace, name: asked.name)
     }
     let origin =

@@ -235,6 +235,11 @@ extension MachinePlanner {
       accessModes: ["ReadWriteOnce"], resources: .init(requests: ["storage": size]),
       storageClassName: template.storageClassName, volumeMode: "Block")
 
+    if let snapshot = template.source?.volumeSnapshot {
+      // Whether it is there and ready is told at the claim, by csi-controller.
+      spec.dataSource = TypedLocalObjectReference(
+        apiGroup: VolumeSnapshot.definition.group, kind: VolumeSnapshot.definition.kind, name: snapshot.name)
+    }
     if let source = template.source?.persistentVolumeClaim {
       let sourceKey = ObjectKey(namespace: source.namespace ?? namespace, name: source.name)
       let sourceField = "\(field).template.source.persistentVolumeClaim"

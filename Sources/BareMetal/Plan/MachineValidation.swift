@@ -86,6 +86,13 @@ private func diskProblems(_ disks: [BareMetalMachine.Disk]) -> [SpecProblem] {
       }
       claims[existing.claimName] = disk.name
     case (nil, .some(let template)):
+      if let source = template.source, (source.persistentVolumeClaim == nil) == (source.volumeSnapshot == nil) {
+        problems.append(
+          SpecProblem(
+            "SourceAmbiguous",
+            "\(field).template.source ('\(disk.name)') takes either persistentVolumeClaim or volumeSnapshot; give it one "
+              + "of them"))
+      }
       guard let size = Quantity(template.size), size.bytes > 0 else {
         problems.append(
           SpecProblem(

@@ -45,6 +45,12 @@ struct VolumesService: YCVolumeService.SimpleServiceProtocol {
     try await bridge.cloneVolume(request.name, id: request.cloneID)
   }
 
+  func snapshotFiles(
+    request: YCSnapshotFilesRequest, context: ServerContext
+  ) async throws -> YCSnapshotFilesResponse {
+    try await bridge.snapshotFiles(request)
+  }
+
   func listStores(request: YCListStoresRequest, context: ServerContext) async throws -> YCListStoresResponse {
     let page = try await bridge.stores(size: request.pageSize, token: request.pageToken)
     return YCListStoresResponse.with {

@@ -130,6 +130,10 @@ func start(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<Rea
 @inline(__always)
 func dispatch(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<ReactorCore>) {
   let target = unsafe io.pointee.target
+  if unsafe io.pointee.kind.isChange {
+    if let hold = unsafe target.pointee.hold { return unsafe keepBack(io, hold) }
+    unsafe target.pointee.changing += 1
+  }
   switch unsafe target.pointee.engine {
   case .file: unsafe startFile(io, target, core)
   case .memory: unsafe performMemory(io, target, core)
@@ -145,6 +149,10 @@ func dispatch(_ io: UnsafeMutablePointer<BlockIO>, _ core: UnsafeMutablePointer<
 func finish(_ io: UnsafeMutablePointer<BlockIO>, _ result: CInt, _ core: UnsafeMutablePointer<ReactorCore>) {
   let target = unsafe io.pointee.target
   unsafe target.pointee.inflight -= 1
+  if unsafe io.pointee.kind.isChange {
+    unsafe target.pointee.changing -= 1
+    if let hold = unsafe target.pointee.hold, unsafe target.pointee.changing == 0 { unsafe tellSettled(hold) }
+  }
   let now = clinux_monotonic_nanoseconds()
   unsafe core.pointee.now = now
   let elapsed = unsafe now &- io.pointee.began

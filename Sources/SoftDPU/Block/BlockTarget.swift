@@ -25,6 +25,10 @@ struct BlockTarget {
   var canWriteZeroes: Bool
   /// Requests that were started and are not finished.
   var inflight = 0
+  /// Changes that were handed to the engine and are not finished.
+  var changing = 0
+  /// While changes are kept back.
+  var hold: UnsafeMutablePointer<ChangeHold>?
   let counters: UnsafeMutablePointer<IOCounters>
   var limiter: UnsafeMutablePointer<RateLimiter>?
   /// What virtio-blk's GET_ID answers: 20 bytes, padded with zeros.

@@ -21,6 +21,8 @@ class FileDevice: BlockDevice, @unchecked Sendable {
   let parameters: Parameters
   let hasDirectIO: Bool
   private let isBlockDevice: Bool
+  /// A file that can be cloned, and no device of the system.
+  var isRegularFile: Bool { !isBlockDevice }
   private let hasOwnBlockSize: Bool
 
   /// Opens the file. Errors carry the error number that SPDK would answer with.

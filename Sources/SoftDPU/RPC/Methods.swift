@@ -22,7 +22,7 @@ struct Methods: Sendable {
   }
 
   static let table: [String: Method] = [
-    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf, nvme, crypto, slow,
+    application, devices, files, memory, layers, lvols, vhost, nbd, nvmf, nvme, crypto, slow, groupSnapshots,
   ].reduce(into: [:]) { $0.merge($1) { first, _ in first } }
 
   /// Answers one request. No answer leaves before what was changed until then is on disk: not one that tells of a

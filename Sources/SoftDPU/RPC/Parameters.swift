@@ -17,6 +17,19 @@ struct Parameters {
     guard members.keys.allSatisfy(allowed.contains) else { throw Failure() }
   }
 
+  private init(_ members: [String: JSONValue]) { self.members = members }
+
+  /// A list of objects, each read as strictly.
+  func objects(_ name: String, allowed: Set<String>) throws(Failure) -> [Parameters] {
+    guard let elements = members[name]?.arrayValue else { throw Failure() }
+    var objects: [Parameters] = []
+    for element in elements {
+      guard let members = element.objectValue, members.keys.allSatisfy(allowed.contains) else { throw Failure() }
+      objects.append(Parameters(members))
+    }
+    return objects
+  }
+
   func string(_ name: String) throws(Failure) -> String {
     guard let value = members[name]?.stringValue else { throw Failure() }
     return value
