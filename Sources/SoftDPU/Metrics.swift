@@ -6,6 +6,7 @@ final class Metrics: Sendable {
   private let inventory: Inventory
   /// Read once for all families of a rendering.
   private let snapshot = Mutex<[(name: String, size: UInt64, counters: IOCounters)]>([])
+  let queues = Mutex<[(key: QueueLedger.Key, counters: QueueCounters)]>([])
 
   init(_ inventory: Inventory) { self.inventory = inventory }
 
@@ -14,7 +15,10 @@ final class Metrics: Sendable {
       let devices = inventory.devices
       let values = zip(devices, BlockDevice.counters(of: devices)).map { ($0.name, $0.size, $1) }
       snapshot.withLock { $0 = values }
+      let totals = Metrics.totals(of: inventory.reactors)
+      queues.withLock { $0 = totals }
     }
+    registerQueues(registry)
     registry.collected(
       "ycloud_softdpu_bdev_operations_total", help: "Requests that a block device has ended.",
       labels: ["bdev", "operation"], kind: .counter
@@ -35,14 +39,16 @@ final class Metrics: Sendable {
     registry.collected(
       "ycloud_softdpu_bdev_latency_seconds",
       help: "Time from the start of a request on a block device to its end, its wait for limits included.",
-      labels: ["bdev"], kind: .histogram
+      labels: ["bdev", "kind"], kind: .histogram
     ) { [self] in
-      let bounds = IOCounters.bounds.map { Double($0) / 1_000_000 }
-      return each { entry in
+      snapshot.withLock { $0 }.flatMap { entry in
         let all = entry.counters
-        let sum = all.read.sum &+ all.write.sum &+ all.unmap.sum &+ all.writeZeroes.sum &+ all.flush.sum
-        return .distribution(
-          bounds: bounds, counts: all.histogram.indices.map { all.histogram[$0] }, sum: Double(sum) / 1_000_000_000)
+        let sums = [all.read.sum, all.write.sum, all.unmap.sum &+ all.writeZeroes.sum &+ all.flush.sum]
+        return BlockIO.Kind.groups.indices.compactMap { group in
+          Metrics.distribution(all.histograms[group], sum: sums[group]).map {
+            MetricSample([entry.name, BlockIO.Kind.groups[group]], $0)
+          }
+        }
       }
     }
     registry.collected(
@@ -69,6 +75,14 @@ final class Metrics: Sendable {
         return counts.sorted { $0.key < $1.key }.map { MetricSample([attachment.controller.name, $0.key], $0.value) }
       }
     }
+  }
+
+  /// A histogram of nanoseconds; nil where nothing was counted, which would be many lines for nothing.
+  static func distribution(_ histogram: IOCounters.Histogram, sum: UInt64) -> MetricSample.Value? {
+    let counts = histogram.indices.map { histogram[$0] }
+    guard counts.contains(where: { $0 > 0 }) else { return nil }
+    return .distribution(
+      bounds: IOCounters.bounds.map { Double($0) / 1_000_000 }, counts: counts, sum: Double(sum) / 1_000_000_000)
   }
 
   private typealias Entry = (name: String, size: UInt64, counters: IOCounters)

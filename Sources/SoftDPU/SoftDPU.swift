@@ -116,6 +116,39 @@ public final class SoftDPU: Sendable {
     try DeviceLoad.run(inventory.requireDevice(device, "load"), depth: depth, seconds: seconds)
   }
 
+  /// What is lent, and who is connected: nothing of it may stay when all peers are gone.
+  package struct Holdings: Sendable, Hashable {
+    /// Memory for requests that are under way, in bytes.
+    package var buffers = 0
+    /// What layers keep of requests, and devices' requests themselves.
+    package var frames = 0
+    package var requests = 0
+    package var hosts = 0
+    package var frontEnds = 0
+
+    package var isEmpty: Bool { self == Holdings() }
+  }
+
+  /// For tests: a connection that ends gives everything back.
+  package var holdings: Holdings {
+    var holdings = Holdings()
+    let targets = Dictionary(grouping: inventory.devices) { $0.reactor.number }
+    for reactor in reactors {
+      let devices = targets[reactor.number] ?? []
+      let (buffers, frames, requests) = reactor.sync { () -> (Int, Int, Int) in
+        let core = unsafe reactor.core
+        let requests = devices.reduce(0) { unsafe $0 + Int($1.target.pointee.inflight) }
+        return unsafe (core.pointee.buffers.lent, core.pointee.frames.lent, requests)
+      }
+      holdings.buffers += buffers
+      holdings.frames += frames
+      holdings.requests += requests
+    }
+    holdings.hosts = inventory.nvmf.controllers.count
+    holdings.frontEnds = inventory.controllers.count { $0.isConnected }
+    return holdings
+  }
+
   private func untilCancelled() async {
     let (stream, continuation) = AsyncStream.makeStream(of: Never.self)
     await withTaskCancellationHandler {

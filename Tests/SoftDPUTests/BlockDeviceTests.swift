@@ -252,10 +252,20 @@ import Telemetry
     #expect(text.contains("ycloud_softdpu_bdev_errors_total{bdev=\"disk\"} 0\n"))
     #expect(text.contains("# TYPE ycloud_softdpu_bdev_latency_seconds histogram\n"))
     // The buckets are cumulative, and the last holds everything.
-    let buckets = text.split(separator: "\n").filter { $0.hasPrefix("ycloud_softdpu_bdev_latency_seconds_bucket") }
-      .compactMap { $0.split(separator: " ").last.flatMap { Int($0) } }
+    let buckets = text.split(separator: "\n").filter {
+      $0.hasPrefix("ycloud_softdpu_bdev_latency_seconds_bucket{bdev=\"disk\",kind=\"write\"")
+    }.compactMap { $0.split(separator: " ").last.flatMap { Int($0) } }
     #expect(buckets.count == 13 && buckets == buckets.sorted())
-    #expect(text.contains("ycloud_softdpu_bdev_latency_seconds_count{bdev=\"disk\"} \(buckets.last ?? -1)\n"))
+    #expect(text.contains("ycloud_softdpu_bdev_latency_seconds_count{bdev=\"disk\",kind=\"write\"} 2\n"))
+    #expect(buckets.last == 2)
+    // The connection has ended, and what it did is still told.
+    let connection = "front_end=\"nbd\",peer=\"unix\",queue=\"0\",kind=\"write\"}"
+    #expect(text.contains("ycloud_softdpu_connection_operations_total{\(connection) 2\n"))
+    #expect(text.contains("ycloud_softdpu_connection_bytes_total{\(connection) 12288\n"))
+    #expect(text.contains("ycloud_softdpu_connection_latency_seconds_count{\(connection) 2\n"))
+    #expect(
+      !text.contains("ycloud_softdpu_connection_latency_seconds_count{front_end=\"nbd\",peer=\"unix\",queue=\"1\""))
+    #expect(text.contains("# TYPE ycloud_softdpu_vhost_queue_latency_seconds histogram\n"))
     // What is gone tells nothing any more.
     _ = try await target.client.call("nbd_stop_disk", ["nbd_device": .string(target.directory.file("disk.sock"))])
     _ = try await target.client.call("bdev_aio_delete", ["name": "disk"])

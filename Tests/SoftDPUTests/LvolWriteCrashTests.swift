@@ -6,7 +6,7 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// SIGKILL while several clients write and flush at random, and snapshots and clones are made of what they write: what
+/// SIGKILL, and every other time a power cut, while several clients write and flush at random, and snapshots and clones are made of what they write: what
 /// was flushed is there, every block is one that was written there, and neither a snapshot nor a clone that nobody
 /// writes ever changes.
 ///
@@ -67,18 +67,18 @@ import Testing
       let writers = (0..<Self.volumes).map { number in
         Writer(directory.file("v\(number).sock"), contents[number], seed: seed &* 16 &+ UInt64(number))
       }
-      let death = Task {
-        try await Task.sleep(for: .milliseconds(Int.random(in: 20...400, using: &random)))
-        softDPU.process.kill()
-      }
+      let death = Death(
+        softDPU.process, powerOf: round % 2 == 1 ? fileSystem : nil, after: Int.random(in: 20...400, using: &random))
       var operations = SeededGenerator(seed: seed &+ 1_000_003)
       do {
         while true { try await copy(client, frozen.keys.sorted(), &operations) }
       } catch {
-        // Only because the process is gone.
-        if softDPU.process.isRunning, (try? await client.call("spdk_get_version")) != nil { throw error }
+        // Only because the process, or its disk, is gone.
+        if !death.hasBegun, softDPU.process.isRunning, (try? await client.call("spdk_get_version")) != nil {
+          throw error
+        }
       }
-      try await death.value
+      try await death.wait()
       for number in 0..<Self.volumes {
         contents[number] = writers[number].finish()
         flushes += contents[number].flushes
@@ -191,6 +191,8 @@ import Testing
   ) async throws {
     for number in 0..<Self.volumes {
       let sectors = try await read("v\(number)", at: directory.file("v\(number).sock"))
+      // What was read is to stay, also over a power cut.
+      #expect(try NBDClient(directory.file("v\(number).sock")).perform(.flush).error == 0)
       for block in 0..<Self.blocks {
         let found = Set(sectors[block * 8..<block * 8 + 8])
         let strangers = found.filter { !contents[number].allows($0, block) }

@@ -22,10 +22,20 @@ public final class ReflinkFileSystem: Sendable {
       mkdir \(directory.path)/pool
       mount -o loop \(directory.path)/pool.xfs \(directory.path)/pool
       setsid sh -c '
-        while kill -0 \(getpid()) 2>/dev/null && mountpoint -q \(directory.path)/pool; do sleep 1; done
+        while kill -0 \(getpid()) 2>/dev/null && [ -d \(directory.path)/pool ]; do sleep 1; done
         umount -l \(directory.path)/pool; rm -rf \(directory.path)' </dev/null >/dev/null 2>&1 &
       """
     try await ChildProcess.run("sh", ["-c", script])
+  }
+
+  /// Does to it what a power cut does: what was not flushed is gone, and from now on everything fails.
+  public func cutPower() async throws { try await ChildProcess.run("xfs_io", ["-x", "-c", "shutdown", path]) }
+
+  /// Mounts it again, as after a power cut. Nobody may have a file open.
+  public func mountAgain() async throws {
+    // A program that was killed may have requests with the kernel for a moment longer.
+    try await eventually(within: .seconds(20), "nobody uses the file system") { umount2(path, 0) == 0 }
+    try await ChildProcess.run("mount", ["-o", "loop", "\(directory.path)/pool.xfs", path])
   }
 
   deinit { umount2(path, Int32(MNT_DETACH)) }

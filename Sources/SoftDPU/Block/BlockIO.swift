@@ -19,6 +19,11 @@ struct BlockIO {
     case unmap
     /// The blocks read as zeros from now on.
     case writeZeroes
+
+    /// Latencies are told of reads, of writes, and of all others together: 0, 1 and 2.
+    @inline(__always)
+    var group: Int { Int(min(rawValue, 2)) }
+    static let groups = ["read", "write", "other"]
   }
 
   /// Takes the outcome, 0 or a negative error number, on the reactor's thread: the request, the outcome, the reactor's

@@ -18,8 +18,11 @@ struct IOCounters: Sendable {
   var errors: UInt64 = 0
   /// Requests that took longer than the threshold of the trace.
   var slow: UInt64 = 0
-  /// Latencies of all requests: entry `n` counts those below `IOCounters.bounds[n]`, the last those above all bounds.
-  var histogram = InlineArray<13, UInt64>(repeating: 0)
+  /// Latencies, by `BlockIO.Kind.group`.
+  var histograms = InlineArray<3, Histogram>(repeating: Histogram(repeating: 0))
+
+  /// Entry `n` counts what lay below `IOCounters.bounds[n]`, the last what lay above all bounds.
+  typealias Histogram = InlineArray<13, UInt64>
 
   /// Upper bounds of the histogram in microseconds, each four times the one before, from 1 us to 16.8 s.
   static let bounds: [UInt64] = (0..<12).map { 1 << (2 * $0) }
@@ -34,10 +37,16 @@ struct IOCounters: Sendable {
     case .flush: flush.add(0, nanoseconds)
     }
     if isFailed { errors &+= 1 }
+    histograms[kind.group][IOCounters.bucket(nanoseconds)] &+= 1
+  }
+
+  /// Where a latency is counted.
+  @inline(__always)
+  static func bucket(_ nanoseconds: UInt64) -> Int {
     // The number of binary digits of whole microseconds, halved, is the number of bounds passed.
     let microseconds = nanoseconds / 1000
     let digits = UInt64.bitWidth - microseconds.leadingZeroBitCount
-    histogram[min(12, (digits + 1) / 2)] &+= 1
+    return min(12, (digits + 1) / 2)
   }
 }
 

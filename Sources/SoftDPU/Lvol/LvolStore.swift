@@ -91,6 +91,9 @@ final class LvolStore: Sendable {
         code: .state, operation: "open \(path)",
         message: "not the description of a store of this version; restore it from a backup")
     }
+    // The process before may have died between the new description's name and its way to the disk. What is shown from
+    // now on stays, also where the power goes.
+    try DurableFile.syncDirectory(folder)
     let store = LvolStore(folder: folder, base: base, manifest: manifest)
     let lost = store.tidy()
     if !lost.isEmpty {
@@ -363,6 +366,8 @@ final class LvolStore: Sendable {
   // MARK: Steps
 
   private static let ficlone: UInt = 0x4004_9409
+  /// O_TMPFILE, which the C library's module does not have.
+  private static let withoutName: CInt = 0o20000000 | O_DIRECTORY
 
   private func checkNew(_ name: String, _ operation: String) throws(SoftDPUError) {
     guard LvolManifest.isName(name) else {
@@ -406,43 +411,58 @@ final class LvolStore: Sendable {
     guard !copying.withLock({ $0.contains(uuid) }) else { throw .system(EBUSY, operation) }
   }
 
-  /// Gives all of a file space of its own. Where that does not fit it ends before the others have none: what it took
-  /// until then stays, because a guest may have written there in the meantime.
+  /// Gives all of a file space of its own. All of that is had before the first of it goes into the file: where it does
+  /// not fit, nothing is filled, and nothing has to be taken back from where a guest may have written in the meantime.
   private func reserve(
     _ path: String, _ size: UInt64, isUnsharing: Bool, _ operation: String
   ) throws(SoftDPUError) {
     let fd = unsafe Glibc.open(path, O_RDWR | O_CLOEXEC)
     guard fd >= 0 else { throw .system(errno, operation) }
     defer { close(fd) }
+    // A file without a name, which goes with its descriptor, also in a crash.
+    let room = unsafe Glibc.open("\(folder)/lvols", LvolStore.withoutName | O_RDWR | O_CLOEXEC, 0o600)
+    guard room >= 0 else { throw .system(errno, operation) }
+    defer { close(room) }
     // In pieces: the file's requests wait while one is copied. Shared extents first, then holes, which unsharing leaves
     // alone.
     let keep = CInt(FALLOC_FL_KEEP_SIZE)
     let unshare = CInt(FALLOC_FL_UNSHARE_RANGE) | keep
     let piece: UInt64 = 16 << 20
+    var held: UInt64 = 0
     for offset in stride(from: 0, to: size, by: Int(piece)) {
-      // Now and then: others take space meanwhile.
-      if offset % (64 * piece) == 0 { try checkRoom(fd, size, isUnsharing: isUnsharing, operation) }
       let length = min(piece, size - offset)
+      // Now and then: pieces that had all or a part of their space have let go of more than they needed.
+      if offset % (64 * piece) == 0 {
+        let missing = try missingBytes(fd, size, isUnsharing: isUnsharing, beside: held, operation)
+        guard ftruncate(room, off_t(missing)) == 0, missing == 0 || clinux_fallocate(room, 0, 0, missing) == 0 else {
+          throw .system(errno, operation)
+        }
+        held = missing
+      }
+      held -= min(held, length)
+      guard ftruncate(room, off_t(held)) == 0 else { throw .system(errno, operation) }
       guard !isUnsharing || clinux_fallocate(fd, unshare, offset, length) == 0 else { throw .system(errno, operation) }
       guard clinux_fallocate(fd, keep, offset, length) == 0 else { throw .system(errno, operation) }
     }
   }
 
-  /// ENOSPC where the file system has not what a file still needs to have all of its space for itself.
-  private func checkRoom(
-    _ fd: CInt, _ size: UInt64, isUnsharing: Bool, _ operation: String
-  ) throws(SoftDPUError) {
+  /// What a file still needs to have all of its space for itself; ENOSPC where the file system has not that much.
+  /// - Parameter held: what is set aside for it already.
+  private func missingBytes(
+    _ fd: CInt, _ size: UInt64, isUnsharing: Bool, beside held: UInt64, _ operation: String
+  ) throws(SoftDPUError) -> UInt64 {
     var allocated: UInt64 = 0
     var shared: UInt64 = 0
     guard unsafe clinux_file_extents(fd, size, &allocated, &shared) == 0 else { throw .system(errno, operation) }
     let missing = size - min(size, allocated) + (isUnsharing ? shared : 0)
     var status = statvfs()
     guard unsafe fstatvfs(fd, &status) == 0 else { throw .system(errno, operation) }
-    let free = UInt64(status.f_bavail) * UInt64(status.f_frsize)
+    let free = UInt64(status.f_bavail) * UInt64(status.f_frsize) + held
     guard missing <= free else {
       throw SoftDPUError(
         code: .system(ENOSPC), operation: operation, message: "it needs \(missing) bytes more, and \(free) are free")
     }
+    return missing
   }
 
   /// Has the description name a volume whose file is complete, and gives the file its name.

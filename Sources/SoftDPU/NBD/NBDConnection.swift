@@ -25,6 +25,8 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
   /// What the state will be made in, once the export has been granted.
   private var memory: UnsafeMutableRawPointer?
   private(set) var device: BlockDevice?
+  /// By what the reactor's ledger knows the connection.
+  private var tally: QueueLedger.Key?
 
   /// What is received with one call, at most.
   private static let bufferLength = 256 << 10
@@ -172,12 +174,15 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
       logger[metadataKey: "tls"] = unsafe "\(String(cString: clinux_tls_version(tls)))"
     }
     logger.info("client connected")
+    let (tally, counters) = unsafe reactor.ledger.begin(.nbd, peer: IOLabel.host(of: fd))
+    self.tally = tally
     let state = UnsafeMutablePointer<NBDState>.allocate(capacity: 1)
     unsafe state.initialize(
       to: NBDState(
         memory: memory, stream: stream, target: export.device.target,
         connection: Unmanaged.passUnretained(self).toOpaque(),
-        asker: "NBD \(export.name)\(IOLabel.peer(of: fd))", hasStructuredReplies: hasStructuredReplies,
+        asker: "NBD \(export.name)\(IOLabel.peer(of: fd))", counters: counters,
+        hasStructuredReplies: hasStructuredReplies,
         hasAllocationContext: hasAllocationContext))
     unsafe NBDState.prepare(state)
     unsafe self.state = unsafe state
@@ -237,6 +242,7 @@ final class NBDConnection: StreamConnection, AcceptedConnection, @unchecked Send
         }
       }
       unsafe core.pointee.forget(state.pointee.waiter)
+      if let tally { reactor.ledger.end(tally) }
       unsafe state.pointee.deallocate()
       unsafe state.deallocate()
     }

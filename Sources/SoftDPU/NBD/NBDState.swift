@@ -38,6 +38,7 @@ struct NBDState {
   let vectors: UnsafeMutablePointer<iovec>
   let headers: UnsafeMutableRawPointer
   let asker: UnsafeMutablePointer<IOLabel>
+  let counters: UnsafeMutablePointer<QueueCounters>
   let hasStructuredReplies: Bool
   let hasAllocationContext: Bool
   let isReadOnly: Bool
@@ -70,9 +71,11 @@ struct NBDState {
   /// - Parameter memory: `length` bytes of `PageMemory`, which the state takes over.
   init(
     memory: UnsafeMutableRawPointer, stream: UnsafeMutablePointer<Stream>, target: UnsafeMutablePointer<BlockTarget>,
-    connection: UnsafeMutableRawPointer, asker: String, hasStructuredReplies: Bool, hasAllocationContext: Bool
+    connection: UnsafeMutableRawPointer, asker: String, counters: UnsafeMutablePointer<QueueCounters>,
+    hasStructuredReplies: Bool, hasAllocationContext: Bool
   ) {
     unsafe self.asker = IOLabel.make(asker)
+    unsafe self.counters = unsafe counters
     unsafe self.stream = unsafe stream
     unsafe self.target = unsafe target
     unsafe self.connection = unsafe connection
@@ -262,6 +265,7 @@ private func begin(_ slot: UnsafeMutablePointer<NBDSlot>, _ core: UnsafeMutableP
 func answer(_ slot: UnsafeMutablePointer<NBDSlot>, _ result: CInt, _ core: UnsafeMutablePointer<ReactorCore>) {
   let state = unsafe slot.pointee.state
   unsafe state.pointee.inflight -= 1
+  unsafe state.pointee.counters.count(slot.io, core)
   guard result >= 0 else { return unsafe refuse(slot, errorNumber(result), core) }
   guard unsafe slot.pointee.command == NBD.Command.read, let buffer = unsafe slot.pointee.buffer else {
     return unsafe reply(slot, simple: 0, core)

@@ -114,7 +114,7 @@ extension NVMfConnection {
       return unsafe invalidParameter(slot, offset: 42, inData: false)
     }
     self.controller = controller
-    guard open(table, queueSize: UInt16(clamping: size)) else {
+    guard open(table, queue: queue, queueSize: UInt16(clamping: size)) else {
       controller.remove(self)
       self.controller = nil
       // It may try again: memory comes back.

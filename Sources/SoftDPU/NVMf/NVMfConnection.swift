@@ -18,6 +18,8 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
   /// Once the queue is connected.
   var controller: NVMfController?
   var queueID: UInt16?
+  /// By what the reactor's ledger knows the queue.
+  private var tally: QueueLedger.Key?
   private var table: NamespaceTable?
   /// Every slot needs a target from the start; this one is never started.
   private var placeholder: UnsafeMutablePointer<BlockTarget>?
@@ -138,11 +140,17 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
   }
 
   /// Lets I/O commands through to the namespaces of a controller; false where there is no memory for them.
-  func open(_ table: NamespaceTable, queueSize: UInt16) -> Bool {
+  func open(_ table: NamespaceTable, queue: UInt16, queueSize: UInt16) -> Bool {
     guard let state = unsafe state, unsafe stream.pointee.reserve(NVMfConnection.bufferLength) else { return false }
     self.table = table
     unsafe state.pointee.namespaces = unsafe Unmanaged.passUnretained(table)
     unsafe state.pointee.isIOQueue = true
+    if tally == nil {
+      let (key, counters) = unsafe reactor.ledger.begin(
+        .nvmeTCP, peer: IOLabel.host(of: fd), queue: Int(queue))
+      tally = key
+      unsafe state.pointee.counters = unsafe counters
+    }
     if let controller { unsafe state.pointee.held = unsafe controller.held }
     unsafe state.pointee.queueSize = queueSize
     let host = controller?.hostNQN ?? ""
@@ -186,6 +194,7 @@ final class NVMfConnection: StreamConnection, AcceptedConnection, @unchecked Sen
         unsafe giveBuffer(slot, core)
       }
       unsafe core.pointee.forget(state.pointee.waiter)
+      if let tally { reactor.ledger.end(tally) }
       unsafe state.pointee.deallocate()
       unsafe state.deallocate()
     }

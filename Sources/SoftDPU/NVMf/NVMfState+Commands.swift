@@ -126,6 +126,7 @@ private func go(_ slot: UnsafeMutablePointer<NVMfSlot>, _ core: UnsafeMutablePoi
 func commandDone(_ slot: UnsafeMutablePointer<NVMfSlot>, _ result: CInt, _ core: UnsafeMutablePointer<ReactorCore>) {
   unsafe slot.pointee.state.pointee.inflight -= 1
   unsafe slot.pointee.entry?.pointee.inflight -= 1
+  unsafe slot.pointee.state.pointee.counters?.count(slot.io, core)
   let opcode = unsafe slot.pointee.opcode
   guard result >= 0 else {
     return unsafe complete(slot, status(result, isRead: opcode == NVMe.IO.read || opcode == NVMe.IO.compare), core)

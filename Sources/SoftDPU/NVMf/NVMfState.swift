@@ -85,6 +85,8 @@ struct NVMfState {
   let sendsSuccess: Bool
   /// The namespaces, once the queue is connected to a controller; the connection keeps them.
   var namespaces: Unmanaged<NamespaceTable>?
+  /// Of an I/O queue.
+  var counters: UnsafeMutablePointer<QueueCounters>?
   /// An I/O queue of an enabled controller.
   var isIOQueue = false
   var queueSize: UInt16 = 128
@@ -143,6 +145,7 @@ struct NVMfState {
     unsafe ownHeld = .allocate(capacity: 1)
     unsafe ownHeld.initialize(to: 0)
     unsafe held = unsafe ownHeld
+    unsafe counters = nil
     unsafe waiter = .allocate(capacity: 1)
     unsafe waiter.initialize(
       to: MemoryWaiter(context: connection) { connection, _ in

@@ -70,7 +70,9 @@ extension Methods {
   private func injectError(_ request: Request, _ reply: Reply) throws {
     let parameters = try Parameters(
       request,
-      allowed: ["name", "io_type", "error_type", "num", "queue_depth", "corrupt_offset", "corrupt_value"])
+      allowed: [
+        "name", "io_type", "error_type", "num", "queue_depth", "corrupt_offset", "corrupt_value", "nvme_sct", "nvme_sc",
+      ])
     let type = try parameters.string("io_type")
     let fault = try parameters.string("error_type")
     guard let device = try inventory.requireDevice(try parameters.string("name"), "inject errors into") as? ErrorDevice

@@ -19,8 +19,7 @@ extension Methods {
         "name", "trtype", "traddr", "adrfam", "trsvcid", "priority", "subnqn", "hostnqn", "hostaddr", "hostsvcid",
         "multipath", "hdgst", "ddgst", "psk", "num_io_queues", "ctrlr_loss_timeout_sec", "reconnect_delay_sec",
         "fast_io_fail_timeout_sec", "max_bdevs", "prchk_reftag", "prchk_guard", "fabrics_connect_timeout_us",
-        "allow_unrecognized_csi",
-        "disable_sq_flow_control", "dhchap_key", "dhchap_ctrlr_key",
+        "allow_unrecognized_csi", "disable_sq_flow_control", "dhchap_key", "dhchap_ctrlr_key", "multipath_opts",
       ])
     let name = try parameters.string("name")
     let type = try parameters.string("trtype")
@@ -53,7 +52,7 @@ extension Methods {
     guard Inventory.isNQN(host) else { throw Methods.systemError(EINVAL) }
     let mode = try parameters.optionalString("multipath") ?? "multipath"
     guard ["disable", "failover", "multipath"].contains(mode) else { throw Methods.systemError(EINVAL) }
-    options.isFailover = mode == "failover"
+    options.isFailover = try isFailover(mode, parameters.optionalObject("multipath_opts"))
     if mode == "disable", inventory.nvmeAttachment(name) != nil { throw Methods.systemError(EALREADY) }
     inventory.attach(
       InitiatorController(
@@ -66,6 +65,22 @@ extension Methods {
       case .failure(let error): reply(.failure(answer(error, request.method)))
       }
     }
+  }
+
+  /// Whether one path at a time is used: by the mode, or by the policy that is given beside it.
+  ///
+  /// Paths that are used together take turns with each request. Other selectors are not offered.
+  private func isFailover(_ mode: String, _ more: JSONValue?) throws -> Bool {
+    guard let more else { return mode == "failover" }
+    let parameters = try Parameters(
+      Request(id: nil, method: "", params: more), allowed: ["policy", "selector", "min_io"])
+    let selector = try parameters.optionalString("selector") ?? "round_robin"
+    let requests = try parameters.optionalUInt32("min_io") ?? 1
+    let policy = try parameters.optionalString("policy") ?? (mode == "failover" ? "active_passive" : "active_active")
+    guard ["active_passive", "active_active"].contains(policy), selector == "round_robin", requests == 1,
+      mode != "failover" || policy == "active_passive"
+    else { throw Methods.systemError(EINVAL) }
+    return policy == "active_passive"
   }
 
   /// SPDK's rules of how the three times fit together.

@@ -50,7 +50,8 @@ extension Methods {
         "iobuf_small_cache_size", "iobuf_large_cache_size", "dif_insert_or_strip", "c2h_success", "sock_priority",
         "abort_timeout_sec", "zcopy", "acceptor_backlog", "control_msg_num", "ack_timeout", "kas", "min_kato",
         "transport_specific", "no_srq", "no_wr_batching", "disable_mappable_bar0", "disable_adaptive_irq",
-        "disable_shadow_doorbells", "disable_command_passthru", "max_srq_depth", "num_cqe",
+        "disable_shadow_doorbells", "disable_command_passthru", "max_srq_depth", "num_cqe", "acceptor_poll_rate",
+        "data_wr_pool_size",
       ])
     guard try parameters.string("trtype").uppercased() == "TCP" else {
       throw ResponseError.invalidParams("Transport type '\(try parameters.string("trtype"))' unavailable")

@@ -22,6 +22,9 @@ struct FramePool {
 
   mutating func give(_ frame: UnsafeMutablePointer<BlockFrame>) { unsafe free.append(frame) }
 
+  /// How many are out.
+  var lent: Int { unsafe blocks.count * FramePool.blockLength - free.count }
+
   func deallocate() {
     for index in unsafe blocks.indices { unsafe blocks[index].deallocate() }
   }

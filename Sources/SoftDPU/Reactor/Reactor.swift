@@ -7,7 +7,7 @@ import Synchronization
 /// The thread sleeps in the kernel until a guest rings, a file answers, a socket has bytes or `post` brings work; an
 /// idle reactor takes no processor time.
 ///
-/// SAFETY: `core` and `frozen` are touched on the reactor's thread only; the rest is behind the mutex. That makes the
+/// SAFETY: `core`, `frozen` and `ledger` are touched on the reactor's thread only; the rest is behind the mutex. That makes the
 /// class sendable, though the compiler cannot see it.
 @safe
 final class Reactor: @unchecked Sendable {
@@ -24,6 +24,8 @@ final class Reactor: @unchecked Sendable {
   private(set) var core: UnsafeMutablePointer<ReactorCore>
   /// Sessions that wait for their requests to come back.
   private var frozen: [ObjectIdentifier: any Drainable] = [:]
+  /// Reactor's thread.
+  let ledger = QueueLedger()
   private let clock: CInt
   /// The deadline that `clock` was set to; 0 where it is not set.
   private var clockDeadline: UInt64 = 0

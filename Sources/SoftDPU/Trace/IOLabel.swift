@@ -30,6 +30,14 @@ struct IOLabel {
     return unsafe label
   }
 
+  /// The address of a socket's peer without its port; "unix" for unix sockets.
+  static func host(of fd: CInt) -> String {
+    let name = peer(of: fd).drop { $0 == " " || $0 == "[" }
+    guard let colon = name.lastIndex(of: ":") else { return "unix" }
+    let host = name[..<colon]
+    return String(host.last == "]" ? host.dropLast() : host)
+  }
+
   /// The address of a socket's peer with a space before it; empty for unix sockets.
   static func peer(of fd: CInt) -> String {
     var buffer = [CChar](repeating: 0, count: 64)

@@ -12,10 +12,16 @@ final class QueueControl {
   var addresses: VhostUserPayload.RingAddresses?
   var kickWatch: Watch?
   private var allocatedSize = 0
+  private let ledger: QueueLedger
+  /// By what the ledger knows the queue.
+  private let tally: QueueLedger.Key
 
-  init(session: UnsafeMutablePointer<SessionState>, index: Int) {
+  init(session: UnsafeMutablePointer<SessionState>, controller: String, index: Int, ledger: QueueLedger) {
+    let (tally, counters) = unsafe ledger.begin(.vhost, peer: controller, queue: index)
+    self.tally = tally
+    self.ledger = ledger
     unsafe state = UnsafeMutablePointer<VirtQueue>.allocate(capacity: 1)
-    unsafe state.initialize(to: VirtQueue(session: session, index: index))
+    unsafe state.initialize(to: VirtQueue(session: session, counters: counters, index: index))
   }
 
   /// Finds the rings in the front end's memory; false where they are not wholly inside, or not aligned.
@@ -120,6 +126,7 @@ final class QueueControl {
 
   func destroy(_ core: UnsafeMutablePointer<ReactorCore>) {
     unsafe core.pointee.forget(state)
+    ledger.end(tally)
     for fd in unsafe [state.pointee.kickFD, state.pointee.callFD, state.pointee.errorFD] where fd >= 0 { close(fd) }
     free()
     unsafe state.deinitialize(count: 1)

@@ -87,6 +87,7 @@ private func move(
 
 /// Takes the device's answer to a slot's request, or to one range of it.
 func requestDone(_ slot: UnsafeMutablePointer<Slot>, _ result: CInt, _ core: UnsafeMutablePointer<ReactorCore>) {
+  unsafe slot.pointee.queue.pointee.counters.count(slot.io, core)
   guard result >= 0 else {
     return unsafe complete(slot, result == -EOPNOTSUPP ? VIRTIO_BLK_S_UNSUPP : VIRTIO_BLK_S_IOERR, core)
   }

@@ -62,7 +62,12 @@ final class VhostController: @unchecked Sendable {
   /// Takes no new front end, and calls `then` when there is none any more.
   func retire(then: @escaping @Sendable () -> Void) {
     retiring.withLock { $0 = true }
-    reactor.post { [self] in frontEnds.stop(then: then) }
+    reactor.post { [self] in
+      frontEnds.stop { [self] in
+        reactor.ledger.forget(controller: name)
+        then()
+      }
+    }
   }
 
   /// Ends the connection to the front end, lets its requests finish, and calls `then`.

@@ -57,7 +57,8 @@ extension VhostSession {
 
   private func queue(_ index: Int) -> QueueControl {
     if let queue = queues[index] { return queue }
-    let queue = unsafe QueueControl(session: state, index: index)
+    let queue = unsafe QueueControl(
+      session: state, controller: name, index: index, ledger: reactor.ledger)
     queues[index] = queue
     return queue
   }

@@ -9,6 +9,8 @@ import Logging
 /// what makes the class sendable to its reactor.
 @safe
 final class VhostSession: AcceptedConnection, Drainable, @unchecked Sendable {
+  /// The controller's.
+  let name: String
   let reactor: Reactor
   let device: BlockDevice
   let isReadOnly: Bool
@@ -38,6 +40,7 @@ final class VhostSession: AcceptedConnection, Drainable, @unchecked Sendable {
     name: String, reactor: Reactor, device: BlockDevice, isReadOnly: Bool, fd: CInt, logger: Logger,
     onClosed: @escaping (VhostSession) -> Void
   ) {
+    self.name = name
     self.reactor = reactor
     self.device = device
     self.isReadOnly = isReadOnly || device.isReadOnly

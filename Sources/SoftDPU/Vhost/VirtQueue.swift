@@ -89,10 +89,12 @@ struct VirtQueue {
   /// Order of the requests, for resubmission after a restart.
   var order: UInt64 = 0
   let session: UnsafeMutablePointer<SessionState>
+  let counters: UnsafeMutablePointer<QueueCounters>
   let index: Int
 
-  init(session: UnsafeMutablePointer<SessionState>, index: Int) {
+  init(session: UnsafeMutablePointer<SessionState>, counters: UnsafeMutablePointer<QueueCounters>, index: Int) {
     unsafe self.session = unsafe session
+    unsafe self.counters = unsafe counters
     unsafe self.index = index
   }
 

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import JSON
 import Logging
@@ -20,6 +21,18 @@ final class Fixture {
   deinit { Fixture.remove(directory) }
 
   func stop() { dataPlane.stop() }
+
+  /// Ends the data plane, after a look whether it has let go of all that was its peers'.
+  func end() throws {
+    let limit = clinux_monotonic_nanoseconds() + UInt64(Wire.patience) * 1_000_000
+    while !dataPlane.holdings.isEmpty {
+      guard clinux_monotonic_nanoseconds() < limit else {
+        throw FuzzFailure("its peers are gone, and it holds \(dataPlane.holdings)")
+      }
+      usleep(5000)
+    }
+    stop()
+  }
 
   /// Ends the data plane and starts it again, with what it wrote down.
   func restart() throws {

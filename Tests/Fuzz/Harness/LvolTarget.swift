@@ -45,5 +45,5 @@ final class LvolTarget: FuzzTarget {
     }
   }
 
-  func finish() throws { fixture.stop() }
+  func finish() throws { try fixture.end() }
 }

@@ -165,6 +165,6 @@ final class NBDTarget: FuzzTarget {
 
   func finish() throws {
     try lookAround()
-    fixture.stop()
+    try fixture.end()
   }
 }

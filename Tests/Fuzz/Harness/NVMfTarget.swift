@@ -256,6 +256,6 @@ final class NVMfTarget: FuzzTarget {
 
   func finish() throws {
     try lookAround()
-    fixture.stop()
+    try fixture.end()
   }
 }

@@ -46,6 +46,6 @@ final class RPCTarget: FuzzTarget {
 
   func finish() throws {
     try renew()
-    fixture.stop()
+    try fixture.end()
   }
 }

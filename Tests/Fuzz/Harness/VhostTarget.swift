@@ -173,6 +173,6 @@ final class VhostTarget: FuzzTarget {
 
   func finish() throws {
     try lookAround()
-    fixture.stop()
+    try fixture.end()
   }
 }
