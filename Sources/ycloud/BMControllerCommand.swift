@@ -59,7 +59,7 @@ struct BMControllerCommand: AsyncParsableCommand {
     // Each BMC is a connection.
     FileLimit.raise()
     let client = try KubernetesClient(
-      configuration: requestRate.applied(to: ClientConfiguration.load(kubeconfigPath: kubeconfig)), logger: logger,
+      configuration: requestRate.applied(to: .load(kubeconfigPath: kubeconfig), role: "bm-controller"), logger: logger,
       registry: registry)
     var configuration = BMController.Configuration()
     configuration.metricsAddress = metricsAddress

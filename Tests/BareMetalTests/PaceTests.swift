@@ -32,11 +32,18 @@ struct PaceTests {
     #expect(consider(pending, pending, at: 1001) == .nothing)
 
     let provisioning = status(.provisioning, host: "h")
-    #expect(consider(pending, provisioning, at: 2000) == .write, "by the host a machine finds back to its server")
+    #expect(consider(pending, provisioning, at: 2000) == .wait(.seconds(1)), "its claim and attachments name the host")
     var starting = status(.starting, host: "h")
-    #expect(consider(provisioning, starting, at: 2100) == .wait(.seconds(1)))
+    #expect(consider(pending, starting, at: 2100) == .wait(.milliseconds(900)))
     starting.bootedAt = MicroTimestamp(microseconds: 1)
-    #expect(consider(provisioning, starting, at: 2200) == .write, "a boot is remembered")
+    #expect(consider(pending, starting, at: 2200) == .write, "a boot is remembered, with its host")
+    let moved = status(.provisioning, host: "other")
+    #expect(consider(provisioning, moved, at: 2250) == .write, "of two hosts this is the one that counts")
+    var secondBoot = provisioning
+    secondBoot.boot = 2
+    var hostless = secondBoot
+    hostless.host = nil
+    #expect(consider(provisioning, hostless, at: 2260) == .write)
     #expect(consider(starting, status(.running, host: "h", ready: true), at: 2300) == .write)
 
     var broken = provisioning

@@ -175,8 +175,9 @@ public struct BMController: Sendable {
       case .added(let machine), .updated(_, let machine): metrics.seen(machine)
       case .deleted(let machine):
         metrics.forget(machine.key)
-        // A machine that went by force may have left its claim behind.
-        if let host = machine.status?.host { hosts.add(ObjectKey(name: host)) }
+        // A machine that went by force may have left its claim behind, also one that its status does not tell yet.
+        let held = caches.hosts(heldBy: machine.metadata.uid ?? "").compactMap(\.metadata.name)
+        for host in Set(held + [machine.status?.host].compactMap { $0 }) { hosts.add(ObjectKey(name: host)) }
       }
     }
     // Who asks for the same addresses is told, also when it is over.

@@ -67,9 +67,10 @@ package struct StatusPace: Sendable {
   /// Whether the next plan, another machine or a person depends on the change.
   private static func isUrgent(from old: BareMetalMachine.Status?, to new: BareMetalMachine.Status) -> Bool {
     let before = old ?? BareMetalMachine.Status()
-    guard before.host == new.host, before.bootedAt == new.bootedAt, before.observedRestart == new.observedRestart else {
-      return true
-    }
+    // The first host can wait for the boot there: claim and attachments name it as well. Another host cannot.
+    guard before.host == new.host || (before.host == nil && before.boot ?? 1 == new.boot ?? 1),
+      before.bootedAt == new.bootedAt, before.observedRestart == new.observedRestart
+    else { return true }
     if let boot = before.boot, boot != new.boot { return true }
     if let generation = before.observedGeneration, generation != new.observedGeneration { return true }
     switch (before.phase, new.phase) {
