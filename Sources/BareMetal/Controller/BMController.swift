@@ -211,10 +211,7 @@ public struct BMController: Sendable {
     caches.hosts.feed(hosts)
     caches.hosts.feed(
       power,
-      isRelevant: { old, new in
-        old.spec.bmc != new.spec.bmc
-          || old.metadata.annotations?[Names.rescanAnnotation] != new.metadata.annotations?[Names.rescanAnnotation]
-      }
+      isRelevant: { PowerService.asksForReading(from: $0, to: $1) }
     ) { [$0.key] }
     caches.hosts.feed(machines) { host in
       if caches.hosts.get(host.key) == nil {
