@@ -28,6 +28,8 @@ public func json(_ value: some Encodable) throws -> JSONValue {
 public struct Writes: Sendable {
   /// By verb, resource and status code.
   public var counts: [String: Int]
+  public init(counts: [String: Int] = [:]) { self.counts = counts }
+
   public var total: Int { counts.values.reduce(0, +) }
 
   public func subtracting(_ other: Writes) -> Writes {
@@ -78,10 +80,13 @@ public final class FleetCloud: Sendable {
     }
   }
 
-  public static func start(ycloud: String, repository: String, logs: String?) async throws -> FleetCloud {
+  /// - Parameter isAudited: Whether `authors()` can tell who wrote what.
+  public static func start(
+    ycloud: String, repository: String, logs: String?, isAudited: Bool = false
+  ) async throws -> FleetCloud {
     let plane = try await TestControlPlane.start(
       controllers: ["persistentvolume-binder", "pvc-protection", "pv-protection", "garbagecollector"],
-      claimBinderSync: "15s")
+      claimBinderSync: "15s", isAudited: isAudited)
     for folder in ["crds", "snapshot-crds"] { try await plane.kubectl("apply", "-f", "\(repository)/deploy/\(folder)") }
     try await plane.kubectl("create", "namespace", "ycloud-system")
     try await plane.kubectl("apply", "-f", "\(repository)/deploy/storage-class.yaml")
@@ -226,6 +231,24 @@ public final class FleetCloud: Sendable {
       else { continue }
       let sub = label("subresource")
       counts["\(verb) \(resource)\(sub.isEmpty ? "" : "/\(sub)") \(label("code"))", default: 0] += Int(count)
+    }
+    return Writes(counts: counts)
+  }
+
+  /// Writes by author, verb, resource and status code, since the plane began; it has to be audited.
+  public func authors() throws -> Writes {
+    var counts: [String: Int] = [:]
+    let text = try String(contentsOfFile: plane.auditLog, encoding: .utf8)
+    if let logs { try text.write(toFile: "\(logs)/audit.log", atomically: true, encoding: .utf8) }
+    for line in text.split(separator: "\n") {
+      // The last line may be one that is just being written.
+      guard let event = try? JSONValue.parse(Array(line.utf8)), let verb = event["verb"]?.stringValue,
+        let target = event["objectRef"], let resource = target["resource"]?.stringValue,
+        !Self.uncounted.contains(resource[...])
+      else { continue }
+      let author = (event["userAgent"]?.stringValue ?? "?").prefix { $0 != "/" && $0 != " " }
+      let sub = target["subresource"]?.stringValue.map { "/\($0)" } ?? ""
+      counts["\(author)  \(verb) \(resource)\(sub) \(event["responseStatus"]?["code"]?.intValue ?? 0)", default: 0] += 1
     }
     return Writes(counts: counts)
   }

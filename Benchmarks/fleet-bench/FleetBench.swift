@@ -18,19 +18,22 @@ struct FleetBench: AsyncParsableCommand {
   @Option(help: "Machines that are started one after the other beside them.") var singles = 40
   @Option(help: "Writes for each machine of the plain client.") var plainWrites = 12
   @Option(help: "Where logs are kept; by default nowhere.") var logs: String?
+  @Flag(help: "Show who wrote what, from the API server's audit log, which costs it time.") var authors = false
+  @Option(help: "Seconds over which it is measured what the controllers cost while nothing changes.") var idle = 20.0
 
   func run() async throws {
     print("load \(try String(contentsOfFile: "/proc/loadavg", encoding: .utf8).prefix(14)); \(machines) machines")
-    let cloud = try await FleetCloud.start(ycloud: ycloud, repository: repository, logs: logs)
+    let cloud = try await FleetCloud.start(ycloud: ycloud, repository: repository, logs: logs, isAudited: authors)
     let plain = try await PlainClient(client: cloud.client).run(objects: machines, writesEach: plainWrites)
     row("plain client, \(machines * plainWrites) writes (s)", seconds(plain), "")
 
     try cloud.startControllers()
     let enrolment = try await cloud.enrol(hosts: machines + singles + 10)
     row("\(machines + singles + 10) hosts enrolled (s)", seconds(enrolment), "<= 60")
-    try await idle(cloud, "no machines")
+    try await rest(cloud, "no machines")
 
     let before = try await cloud.writes()
+    let authorsBefore = authors ? try cloud.authors() : Writes()
     let start = try await cloud.startMachines(0..<machines)
     let writes = try await cloud.writes().subtracting(before)
     let each = Double(writes.total) / Double(machines)
@@ -39,7 +42,13 @@ struct FleetBench: AsyncParsableCommand {
     row("  as often as a plain client's \(writes.total) writes", fixed(start / limit, 2), "<= 2")
     row("  writes for each machine", fixed(each, 1), "<= 12")
     for (name, count) in writes.largest { print("    \(fixed(Double(count) / Double(machines), 2))  \(name)") }
-    try await idle(cloud, "\(machines) machines")
+    if authors {
+      print("  by author:")
+      for (name, count) in try cloud.authors().subtracting(authorsBefore).largest {
+        print("    \(fixed(Double(count) / Double(machines), 2))  \(name)")
+      }
+    }
+    try await rest(cloud, "\(machines) machines")
 
     let alone = try await cloud.singles(singles / 2, from: machines)
     row("one machine more, own share, 95 % (s)", fixed(alone, 2), "<= 1")
@@ -53,8 +62,8 @@ struct FleetBench: AsyncParsableCommand {
   }
 
   /// What the controllers cost while nothing changes.
-  private func idle(_ cloud: FleetCloud, _ what: String) async throws {
-    let cost = try await cloud.idle(for: 20)
+  private func rest(_ cloud: FleetCloud, _ what: String) async throws {
+    let cost = try await cloud.idle(for: idle)
     row("idle with \(what): bm-controller (% of a core)", fixed(cost.bmController, 2), "<= 2")
     row("idle with \(what): csi-controller (% of a core)", fixed(cost.csiController, 2), "")
     row("idle with \(what): bm-controller's memory (MiB)", fixed(cost.memory, 0), "<= 95 (100 MB)")

@@ -63,6 +63,11 @@ public enum Names {
   public static let forceDeleteAnnotation = "iaas.yusur.io/force-delete"
   /// Annotation of a host: any new value has its BMC read anew.
   public static let rescanAnnotation = "iaas.yusur.io/rescan-requested"
+  /// Annotations of a claim that the cluster's volume binder writes where a provisioner's turn has come, the first one in
+  /// Kubernetes 1.20 to 1.22: claims that have them already are left as they are.
+  public static let storageProvisionerAnnotations = [
+    "volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner",
+  ]
   /// Annotation of a claim: `namespace/name` of the claim to clone, where that is in another namespace.
   public static let cloneFromAnnotation = "csi.ycloud.yusur.io/clone-from"
 

@@ -11,6 +11,7 @@ extension ClaimView {
     resourceVersion = claim.metadata.resourceVersion
     isBeingDeleted = claim.metadata.isBeingDeleted
     annotations = claim.metadata.annotations ?? [:]
+    isOfMachine = claim.metadata.labels?[Names.machineUIDLabel] != nil
     isBound = claim.status?.phase == "Bound"
     finalizers = claim.metadata.finalizers ?? []
     capacityBytes = claim.status?.capacity?["storage"]?.bytes

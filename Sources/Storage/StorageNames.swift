@@ -9,10 +9,8 @@ public enum StorageNames {
 
   /// On a PersistentVolume: who made it. Only the maker deletes the volume.
   public static let provisionedBy = "pv.kubernetes.io/provisioned-by"
-  /// On a claim, by the cluster's volume binder: it is this provisioner's turn. The first is what 1.20 writes.
-  public static let storageProvisioner = [
-    "volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner",
-  ]
+  /// On a claim, by the cluster's volume binder or who made it: it is this provisioner's turn.
+  public static let storageProvisioner = Names.storageProvisionerAnnotations
   /// On a claim with a `WaitForFirstConsumer` class: the consumer has been placed.
   public static let selectedNode = "volume.kubernetes.io/selected-node"
 

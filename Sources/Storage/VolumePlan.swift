@@ -181,7 +181,8 @@ private func planProvisioning(_ claim: ClaimView, _ view: VolumeView) -> [Volume
         name: view.handle.name, handle: view.handle, sizeBytes: size, accessModes: claim.accessModes,
         className: storageClass.name, reclaimPolicy: storageClass.reclaimPolicy, claim: claim.key,
         claimUID: claim.uid, claimResourceVersion: claim.resourceVersion)))
-  steps.append(.announce(claim))
+  // In a fleet that starts this would be an event for each disk of each machine, which says what the claim says.
+  if !claim.isOfMachine || claim.provisioningMessage != nil { steps.append(.announce(claim)) }
   return steps
 }
 

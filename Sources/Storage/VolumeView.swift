@@ -99,6 +99,8 @@ package struct ClaimView: Sendable, Hashable {
   package var hasSelector = false
   package var dataSource: DataSource?
   package var annotations: [String: String] = [:]
+  /// Whether it was made for a disk of a machine, which tells itself when the disk is there.
+  package var isOfMachine = false
 
   package init(key: ClaimKey, uid: String) {
     self.key = key

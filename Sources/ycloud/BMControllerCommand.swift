@@ -23,7 +23,7 @@ struct BMControllerCommand: AsyncParsableCommand {
   var shutdownGrace = 30
   @Option(
     help: ArgumentHelp(
-      "Seconds between readings of the power of servers about which nothing is wished (1 to 3600). With more than ten "
+      "Seconds between readings of the power of servers about which nothing is wished (1 to 3600). With more than four "
         + "servers for each of these seconds they are read less often."))
   var powerPoll = 30
   @Option(help: "BMCs that are talked to at the same time (1 to 4096).") var bmcWorkers = 128
@@ -59,7 +59,7 @@ struct BMControllerCommand: AsyncParsableCommand {
     // Each BMC is a connection.
     FileLimit.raise()
     let client = try KubernetesClient(
-      configuration: requestRate.applied(to: ClientConfiguration.load(kubeconfigPath: kubeconfig)), logger: logger,
+      configuration: requestRate.applied(to: .load(kubeconfigPath: kubeconfig), role: "bm-controller"), logger: logger,
       registry: registry)
     var configuration = BMController.Configuration()
     configuration.metricsAddress = metricsAddress

@@ -61,8 +61,9 @@ struct BMHandlerCommand: AsyncParsableCommand {
     var logger = Logger(label: "bm-handler")
     logger[metadataKey: "host"] = "\(host)"
     let registry = MetricsRegistry()
-    let client = try KubernetesClient(
-      configuration: ClientConfiguration.load(kubeconfigPath: kubeconfig), logger: logger, registry: registry)
+    var access = try ClientConfiguration.load(kubeconfigPath: kubeconfig)
+    access.userAgent = "bm-handler"
+    let client = try KubernetesClient(configuration: access, logger: logger, registry: registry)
     var configuration = BMHandler.Configuration(
       host: host, busDirectory: busDir, pool: pool, stateDirectory: stateDir, bridge: bridge,
       dhcpHostsDirectory: dhcpHostsDir, dhcpLeaseFile: dhcpLeaseFile)

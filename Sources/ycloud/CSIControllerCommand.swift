@@ -66,7 +66,7 @@ struct CSIControllerCommand: AsyncParsableCommand {
     let controller = CSIController(
       settings: settings, registry: MetricsRegistry(), logger: Logger(label: "csi-controller"))
     try await controller.run(
-      requestRate.applied(to: try ClientConfiguration.load(kubeconfigPath: kubeconfig, context: context)))
+      requestRate.applied(to: try .load(kubeconfigPath: kubeconfig, context: context), role: "csi-controller"))
   }
 
   private func uploadSettings() throws -> CSIController.UploadSettings? {

@@ -74,8 +74,10 @@ struct RequestRate: ParsableArguments {
     guard (1...100_000).contains(kubeBurst) else { throw ValidationError("--kube-burst must be 1 to 100000.") }
   }
 
-  func applied(to configuration: ClientConfiguration) -> ClientConfiguration {
+  /// - Parameter role: The name by which the API server's audit log knows the client.
+  func applied(to configuration: ClientConfiguration, role: String) -> ClientConfiguration {
     var configuration = configuration
+    configuration.userAgent = role
     configuration.queriesPerSecond = kubeQps
     configuration.burst = kubeBurst
     return configuration

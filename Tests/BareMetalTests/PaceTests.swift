@@ -19,7 +19,7 @@ struct PaceTests {
     return status
   }
 
-  @Test("Progress waits for more, at most a second; what others act on is written at once")
+  @Test("Progress of one machine waits for more, at most a second; what others act on is written at once")
   func status() {
     var pace = StatusPace()
     func consider(_ old: Status?, _ new: Status, at milliseconds: Int) -> StatusPace.Verdict {
@@ -32,11 +32,18 @@ struct PaceTests {
     #expect(consider(pending, pending, at: 1001) == .nothing)
 
     let provisioning = status(.provisioning, host: "h")
-    #expect(consider(pending, provisioning, at: 2000) == .write, "by the host a machine finds back to its server")
+    #expect(consider(pending, provisioning, at: 2000) == .wait(.seconds(1)), "its claim and attachments name the host")
     var starting = status(.starting, host: "h")
-    #expect(consider(provisioning, starting, at: 2100) == .wait(.seconds(1)))
+    #expect(consider(pending, starting, at: 2100) == .wait(.milliseconds(900)))
     starting.bootedAt = MicroTimestamp(microseconds: 1)
-    #expect(consider(provisioning, starting, at: 2200) == .write, "a boot is remembered")
+    #expect(consider(pending, starting, at: 2200) == .write, "a boot is remembered, with its host")
+    let moved = status(.provisioning, host: "other")
+    #expect(consider(provisioning, moved, at: 2250) == .write, "of two hosts this is the one that counts")
+    var secondBoot = provisioning
+    secondBoot.boot = 2
+    var hostless = secondBoot
+    hostless.host = nil
+    #expect(consider(provisioning, hostless, at: 2260) == .write)
     #expect(consider(starting, status(.running, host: "h", ready: true), at: 2300) == .write)
 
     var broken = provisioning
@@ -54,6 +61,30 @@ struct PaceTests {
     var later = generation
     later.observedGeneration = 3
     #expect(consider(generation, later, at: 3400) == .write)
+  }
+
+  @Test("The more machines have news of progress, the longer it waits, and trouble waits for none")
+  func crowd() {
+    var pace = StatusPace()
+    func consider(_ number: Int, _ new: Status, at milliseconds: Int) -> StatusPace.Verdict {
+      pace.consider(
+        ObjectKey(namespace: "t", name: "m\(number)"), uid: "u\(number)", old: nil, new: new,
+        at: .milliseconds(milliseconds))
+    }
+    let pending = status(.pending)
+    for number in 0..<100 { _ = consider(number, pending, at: 0) }
+    #expect(consider(0, pending, at: 1000) == .wait(.seconds(4)))
+    for number in 100..<1000 { _ = consider(number, pending, at: 1000) }
+    #expect(consider(0, pending, at: 2000) == .wait(.seconds(8)), "and no longer than that")
+    #expect(consider(0, pending, at: 10_000) == .write)
+    var running = status(.running, host: "h", ready: true)
+    running.bootedAt = MicroTimestamp(microseconds: 1)
+    #expect(consider(1, running, at: 2000) == .write)
+    var broken = pending
+    broken.conditions?.set("VolumesReady", .false, reason: "SourceNotFound", message: "no such claim")
+    #expect(consider(2, broken, at: 2000) == .write)
+    for number in 3..<1000 { pace.forget(ObjectKey(namespace: "t", name: "m\(number)")) }
+    #expect(consider(5, pending, at: 2000) == .wait(.seconds(1)), "when the others are done, it is as with one")
   }
 
   @Test("A moment that was seen is not lost by waiting, unless another machine has the name by now")

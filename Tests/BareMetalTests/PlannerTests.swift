@@ -108,6 +108,13 @@ struct PlannerTests {
     #expect(plan.steps.contains(.claimHost("h")))
     #expect(plan.status.phase == .pending)
     #expect(plan.status.timeline?.applied == now)
+    let claims = plan.steps.compactMap { if case .createClaim(let claim) = $0 { claim } else { nil } }
+    #expect(claims.count == 1)
+    for annotation in ["volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner"] {
+      #expect(
+        claims.first?.metadata.annotations?[annotation] == "csi.ycloud.yusur.io",
+        "the binder has nothing to write before the volume is made")
+    }
   }
 
   @Test("Nothing is attached before the server is seen off")

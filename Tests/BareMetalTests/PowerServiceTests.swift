@@ -51,6 +51,32 @@ final class PaperBMC: BMC {
 
 @Suite("What becomes of wishes about power")
 struct PowerServiceTests {
+  @Test("A server is read out of turn when a machine gets it and when its guest falls silent, not for every report")
+  func outOfTurn() {
+    var host = BareMetalHost(
+      metadata: ObjectMeta(name: "h"),
+      spec: .init(bmc: .init(address: "redfish://b", credentialsSecretRef: .init(name: "s")), dpu: .init(node: "d")))
+    host.status = BareMetalHost.Status()
+    host.status?.dpu = .init()
+    func asks(_ change: (inout BareMetalHost) -> Void) -> Bool {
+      let before = host
+      change(&host)
+      return PowerService.asksForReading(from: before, to: host)
+    }
+    #expect(asks { $0.status?.claim = .init(namespace: "n", name: "m", uid: "u") })
+    #expect(!asks { $0.status?.power = .on })
+    let interface = BareMetalHost.Interface(name: "eth0", mac: "02:00:00:00:00:01", address: nil)
+    #expect(!asks { $0.status?.dpu?.interfaces = [interface] })
+    #expect(!asks { $0.status?.dpu?.interfaces?[0].reachable = true })
+    #expect(asks { $0.status?.dpu?.interfaces?[0].reachable = false })
+    #expect(!asks { $0.status?.dpu?.interfaces?[0].reachable = true })
+    #expect(asks { $0.status?.dpu?.interfaces = nil })
+    #expect(asks { $0.status?.claim?.uid = "another" })
+    #expect(!asks { $0.status?.claim = nil }, "what was there was just seen off")
+    #expect(asks { $0.metadata.annotations = [Names.rescanAnnotation: "now"] })
+    #expect(asks { $0.spec.bmc.address = "redfish://c" })
+  }
+
   /// What the service told others.
   final class Log: Sendable {
     let secretNamespace = Mutex(Names.systemNamespace)

@@ -10,6 +10,15 @@ import Testing
       plan(view) == [.create(sizeBytes: 10 * mebibyte), .publish(draft(view)), .announce(makeClaim())])
   }
 
+  @Test func aMachinesDiskIsAnnouncedOnlyWhereItWasRefusedBefore() {
+    var view = makeView()
+    view.claim?.isOfMachine = true
+    #expect(plan(view) == [.create(sizeBytes: 10 * mebibyte), .publish(draft(view))])
+    view.claim?.annotations[StorageNames.provisioningMessage] = "PoolFull: no room"
+    #expect(
+      plan(view) == [.create(sizeBytes: 10 * mebibyte), .publish(draft(view)), .announce(view.claim!)])
+  }
+
   @Test func aVolumeThatIsThereIsPublished() {
     var view = makeView()
     view.file = Volume(handle: view.handle, sizeBytes: 10 * mebibyte, allocatedBytes: 0)

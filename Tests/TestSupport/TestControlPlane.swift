@@ -12,6 +12,9 @@ public final class TestControlPlane: Sendable {
   public var kubeconfig: String { directory.file("kubeconfig") }
   /// The authority that signed all certificates.
   public var certificateAuthority: String { directory.file("ca.crt") }
+  /// A line of JSON for each change (`audit.k8s.io/v1` `Event`; of our own resources with what was written), where the
+  /// plane is audited.
+  public var auditLog: String { directory.file("audit.log") }
   /// The URL of the API server.
   public var server: String { "https://127.0.0.1:\(ports.api)" }
   /// A bearer token of an administrator.
@@ -36,6 +39,7 @@ public final class TestControlPlane: Sendable {
   private let binaries: String
   private let controllers: [String]
   private let claimBinderSync: String
+  private let isAudited: Bool
   private let processes = Mutex(Processes())
 
   /// Starts a control plane and waits until it is ready.
@@ -43,10 +47,12 @@ public final class TestControlPlane: Sendable {
   ///   - controllers: Names of kube-controller-manager's controllers, such as `persistentvolume-binder`; none of them,
   ///     and no controller manager, where it is empty.
   ///   - claimBinderSync: How often the volume binder looks at all claims; its own default is `15s`.
-  public static func start(controllers: [String] = [], claimBinderSync: String = "1s") async throws
-    -> TestControlPlane
-  {
-    let plane = try await TestControlPlane(controllers: controllers, claimBinderSync: claimBinderSync)
+  ///   - isAudited: Whether the API server writes down who changed what, in `auditLog`.
+  public static func start(
+    controllers: [String] = [], claimBinderSync: String = "1s", isAudited: Bool = false
+  ) async throws -> TestControlPlane {
+    let plane = try await TestControlPlane(
+      controllers: controllers, claimBinderSync: claimBinderSync, isAudited: isAudited)
     try plane.startEtcd()
     try plane.launchAPIServer()
     try await plane.waitUntilReady()
@@ -57,8 +63,9 @@ public final class TestControlPlane: Sendable {
   /// A control plane that all tests of this process share; started by the first one who asks.
   public static func shared() async throws -> TestControlPlane { try await SharedControlPlane.instance.get() }
 
-  private init(controllers: [String], claimBinderSync: String = "1s") async throws {
+  private init(controllers: [String], claimBinderSync: String = "1s", isAudited: Bool = false) async throws {
     self.claimBinderSync = claimBinderSync
+    self.isAudited = isAudited
     directory = try TemporaryDirectory()
     binaries = try Self.findBinaries()
     self.controllers = controllers
@@ -76,6 +83,22 @@ public final class TestControlPlane: Sendable {
 
       """, mode: 0o600)
     try directory.write("kubeconfig", kubeconfigText(), mode: 0o600)
+    try directory.write(
+      "audit.yaml",
+      """
+      apiVersion: audit.k8s.io/v1
+      kind: Policy
+      omitStages: [RequestReceived, ResponseStarted]
+      rules:
+      - level: Request
+        verbs: [create, update, patch, delete]
+        resources:
+        - group: iaas.yusur.io
+      - level: Metadata
+        verbs: [create, update, patch, delete]
+      - level: None
+
+      """)
   }
 
   /// The directory with kube-apiserver and kube-controller-manager, as scripts/build-kubernetes.sh leaves it.
@@ -224,7 +247,8 @@ public final class TestControlPlane: Sendable {
         "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         "--proxy-client-cert-file=\(directory.file("proxy.crt"))",
         "--proxy-client-key-file=\(directory.file("proxy.key"))",
-      ], output: directory.file("kube-apiserver.log"))
+      ] + (isAudited ? ["--audit-policy-file=\(directory.file("audit.yaml"))", "--audit-log-path=\(auditLog)"] : []),
+      output: directory.file("kube-apiserver.log"))
     processes.withLock { $0.api = child }
   }
 

@@ -178,8 +178,9 @@ public struct BMController: Sendable {
       case .added(let machine), .updated(_, let machine): metrics.seen(machine)
       case .deleted(let machine):
         metrics.forget(machine.key)
-        // A machine that went by force may have left its claim behind.
-        if let host = machine.status?.host { hosts.add(ObjectKey(name: host)) }
+        // A machine that went by force may have left its claim behind, also one that its status does not tell yet.
+        let held = caches.hosts(heldBy: machine.metadata.uid ?? "").compactMap(\.metadata.name)
+        for host in Set(held + [machine.status?.host].compactMap { $0 }) { hosts.add(ObjectKey(name: host)) }
       }
     }
     // Who asks for the same addresses is told, also when it is over.
@@ -213,10 +214,7 @@ public struct BMController: Sendable {
     caches.hosts.feed(hosts)
     caches.hosts.feed(
       power,
-      isRelevant: { old, new in
-        old.spec.bmc != new.spec.bmc
-          || old.metadata.annotations?[Names.rescanAnnotation] != new.metadata.annotations?[Names.rescanAnnotation]
-      }
+      isRelevant: { PowerService.asksForReading(from: $0, to: $1) }
     ) { [$0.key] }
     caches.hosts.feed(machines) { host in
       if caches.hosts.get(host.key) == nil {

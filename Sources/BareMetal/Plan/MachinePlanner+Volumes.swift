@@ -231,6 +231,10 @@ extension MachinePlanner {
     var metadata = ObjectMeta(name: name, namespace: namespace)
     metadata.labels = [Names.machineUIDLabel: uid]
     metadata.ownerReferences = OwnerReference(owner: machine).map { [$0] }
+    // Servers are shown volumes of this provisioner only, so the binder need not say whose turn it is: a write less, and
+    // the volume is made while the binder looks for one. Where the class is another's, it writes the right one.
+    metadata.annotations = Dictionary(
+      uniqueKeysWithValues: Names.storageProvisionerAnnotations.map { ($0, Names.storageDriver) })
     var spec = PersistentVolumeClaim.Spec(
       accessModes: ["ReadWriteOnce"], resources: .init(requests: ["storage": size]),
       storageClassName: template.storageClassName, volumeMode: "Block")
@@ -264,7 +268,7 @@ extension MachinePlanner {
       if sourceKey.namespace == namespace {
         spec.dataSource = TypedLocalObjectReference(kind: "PersistentVolumeClaim", name: source.name)
       } else {
-        metadata.annotations = [Names.cloneFromAnnotation: sourceKey.description]
+        metadata.annotations?[Names.cloneFromAnnotation] = sourceKey.description
       }
     }
     return .create(PersistentVolumeClaim(metadata: metadata, spec: spec))

@@ -4,9 +4,14 @@ import Reconciler
 
 /// When a machine's status is written: at once what somebody acts on or waits for; what only tells how far it is waits a
 /// moment for more, so that a start that takes a second is not told in eight pieces. Pure.
+///
+/// Where many machines have such news at the same time, nobody follows each of them, and every write makes all wait for
+/// longer: then it waits until there are about 20 a second.
 package struct StatusPace: Sendable {
-  /// For how long news may wait.
+  /// For how long news may wait where few machines have any, and where a fleet starts.
   package static let patience: Duration = .seconds(1)
+  package static let patienceMaximum: Duration = .seconds(10)
+  package static let patienceForEach: Duration = .milliseconds(50)
 
   package enum Verdict: Sendable, Hashable {
     case nothing
@@ -35,13 +40,14 @@ package struct StatusPace: Sendable {
     }
     let since = drafts[key].flatMap { $0.uid == uid ? $0.since : nil } ?? time
     let waited = time - since
-    guard waited < Self.patience, !Self.isUrgent(from: old, to: new) else {
+    let patience = min(max(Self.patience, Self.patienceForEach * drafts.count), Self.patienceMaximum)
+    guard waited < patience, !Self.isUrgent(from: old, to: new) else {
       drafts[key] = nil
       return .write
     }
     // The moments that were seen are kept for the time when they are written.
     drafts[key] = Draft(uid: uid, since: since, timeline: new.timeline)
-    return .wait(Self.patience - waited)
+    return .wait(patience - waited)
   }
 
   package mutating func forget(_ key: ObjectKey) { drafts[key] = nil }
@@ -67,20 +73,31 @@ package struct StatusPace: Sendable {
   /// Whether the next plan, another machine or a person depends on the change.
   private static func isUrgent(from old: BareMetalMachine.Status?, to new: BareMetalMachine.Status) -> Bool {
     let before = old ?? BareMetalMachine.Status()
-    guard before.host == new.host, before.bootedAt == new.bootedAt, before.observedRestart == new.observedRestart else {
-      return true
-    }
+    // The first host can wait for the boot there: claim and attachments name it as well. Another host cannot.
+    guard before.host == new.host || (before.host == nil && before.boot ?? 1 == new.boot ?? 1),
+      before.bootedAt == new.bootedAt, before.observedRestart == new.observedRestart
+    else { return true }
     if let boot = before.boot, boot != new.boot { return true }
     if let generation = before.observedGeneration, generation != new.observedGeneration { return true }
-    switch (before.phase, new.phase) {
-    case let (one, other) where one == other: break
-    case (nil, .pending), (.pending, .provisioning), (.provisioning, .starting): break
-    default: return true
+    if before.phase != new.phase {
+      // Several steps may be told as one, where none was told yet.
+      guard let from = progress(before.phase), let to = progress(new.phase), from < to else { return true }
     }
     typealias Kind = BareMetalMachine.ConditionType
     if before.conditions?.isTrue(Kind.ready) ?? false != new.conditions?.isTrue(Kind.ready) ?? false { return true }
     // Trouble, or the end of it.
     return trouble(before) != trouble(new) || machineEvents(from: old, to: new).contains { $0.type == .warning }
+  }
+
+  /// How far on the way to its first sign of life a machine is; nil for what is no part of that way.
+  private static func progress(_ phase: BareMetalMachine.Phase?) -> Int? {
+    switch phase {
+    case nil: 0
+    case .pending: 1
+    case .provisioning: 2
+    case .starting: 3
+    case .running, .stopping, .stopped, .deleting: nil
+    }
   }
 
   private static func trouble(_ status: BareMetalMachine.Status) -> Set<String> {
