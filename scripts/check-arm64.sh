@@ -93,6 +93,10 @@ if [[ ! -d $cache/target ]]; then
   ln -sfn ../libexec/swift/lib/swift "$target/usr/lib/swift"
   mv "$target" "$cache/target"
 fi
+# Clang takes the newest GCC that it finds, also one that came as somebody's dependency without its C++ headers.
+for folder in "$cache/target/usr/lib/gcc/aarch64-linux-gnu"/*; do
+  [[ -d $cache/target/usr/include/c++/${folder##*/} ]] || rm -rf "$folder"
+done
 flock --unlock 9
 
 # A Swift SDK of these directories, as they are seen from the inside.
