@@ -175,10 +175,11 @@ struct SnapshotTests {
     try await cloud.apply(manifest)
     try await see("bmm", "seedling", is: ["Stopped"], cloud)
     try await cloud.bmctl("snapshot", "create", "seedling", "--name", "full", "--timeout", "60")
-    // Ten times its size is promised of a pool; so much of that that four machines or so still fit in.
+    // Ten times its size is promised of a pool, and no volume is larger than it; so much that four machines or so still
+    // fit in.
     var pool = statvfs()
     #expect(statvfs("\(cloud.directory)/pool", &pool) == 0)
-    let promisable = Int64(pool.f_blocks) * Int64(pool.f_frsize) / (1 << 20) * 10
+    let total = Int64(pool.f_blocks) * Int64(pool.f_frsize) / (1 << 20)
     var sizes: [Int64] = []
     for disk in ["root", "data"] {
       let file = try await DataDisk(cloud: cloud, claim: "seedling-\(disk)").file()
@@ -187,22 +188,25 @@ struct SnapshotTests {
     }
     let one = sizes.reduce(0, +)
     // The image, the machine and its snapshot are there already.
-    let filler = promisable - 4 * one - 2 * one - sizes[0]
-    try await cloud.apply([
-      "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": ["name": "filler"],
-      "spec": [
-        "storageClassName": "ycloud", "volumeMode": "Block", "accessModes": ["ReadWriteOnce"],
-        "resources": ["requests": ["storage": .string("\(filler)Mi")]],
-      ],
-    ])
-    try await see("pvc", "filler", is: ["Bound"], cloud)
+    let room = 4 * one + 2 * one + sizes[0]
+    for (index, size) in ([Int64](repeating: total, count: 9) + [total - room]).enumerated() {
+      try await cloud.apply([
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": ["name": .string("filler-\(index)"), "labels": ["is": "filler"]],
+        "spec": [
+          "storageClassName": "ycloud", "volumeMode": "Block", "accessModes": ["ReadWriteOnce"],
+          "resources": ["requests": ["storage": .string("\(size)Mi")]],
+        ],
+      ])
+      try await see("pvc", "filler-\(index)", is: ["Bound"], cloud)
+    }
 
     try await cloud.bmctl(
       "clone", "--from", "full", "--name", "ten", "--replicas", "10", "--pattern", "web-{index}", "--stopped",
       "--no-wait")
     try await eventually(within: .seconds(60), every: .milliseconds(200), "the full pool is told of") {
       let status = try await cloud.object("bmmc", "ten")?["status"]
-      return status?["message"]?.stringValue?.contains("full") == true && status?["ready"]?.intValue ?? 0 > 0
+      return status?["message"]?.stringValue?.contains("promise") == true && status?["ready"]?.intValue ?? 0 > 0
     }
     let status = try #require(try await cloud.object("bmmc", "ten")?["status"])
     print("clone of ten in a full pool: \(status["ready"]?.text ?? "-") ready, \(status["message"]?.text ?? "")")
@@ -210,7 +214,7 @@ struct SnapshotTests {
     #expect(ready < 10)
     #expect(try await cloud.objects("bmm").count <= 1 + ready + 4)
     try cloud.kill("bm-controller")
-    try await cloud.kubectl("delete", "pvc", "filler", "--timeout", "60s")
+    try await cloud.kubectl("delete", "pvc", "-l", "is=filler", "--timeout", "60s")
     try await see("bmmc", "ten", is: ["Succeeded"], cloud)
     #expect(try await cloud.objects("bmm").count == 11)
     #expect(Set(try await cloud.objects("pvc").compactMap { $0["spec"]?["volumeName"]?.stringValue }).count == 23)
