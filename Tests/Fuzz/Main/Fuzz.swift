@@ -1,3 +1,4 @@
+import Dispatch
 import FuzzHarness
 import Glibc
 
@@ -18,9 +19,12 @@ public func testOneInput(_ bytes: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
 
 private func begin() throws {
   holdOffAlarms()
-  // What the system's libraries keep open comes with the first.
+  // What the system's libraries keep open comes with the first, and with the first timer.
   try make().finish()
-  descriptors = openDescriptors()
+  let timer = DispatchSemaphore(value: 0)
+  DispatchQueue.global().asyncAfter(deadline: .now() + .milliseconds(50)) { timer.signal() }
+  timer.wait()
+  descriptors = openDescriptors().count
   target = try make()
   atexit { judge { try end() } }
 }
@@ -35,12 +39,14 @@ private func end() throws {
   try last.finish()
   target = nil
   // A connection's last words may take a moment.
-  var count = openDescriptors()
-  for _ in 0..<100 where count > descriptors {
+  var open = openDescriptors()
+  for _ in 0..<100 where open.count > descriptors {
     usleep(20_000)
-    count = openDescriptors()
+    open = openDescriptors()
   }
-  guard count <= descriptors else { throw FuzzFailure("\(count) descriptors are open, \(descriptors) at the start") }
+  guard open.count <= descriptors else {
+    throw FuzzFailure("\(open.count) descriptors are open, \(descriptors) at the start: \(open)")
+  }
 }
 
 private func judge(_ body: () throws -> Void) {
@@ -53,12 +59,15 @@ private func judge(_ body: () throws -> Void) {
   }
 }
 
-private func openDescriptors() -> Int {
-  guard let directory = opendir("/proc/self/fd") else { return 0 }
-  defer { closedir(directory) }
-  var count = 0
-  while readdir(directory) != nil { count += 1 }
-  return count
+/// What each of them is.
+private func openDescriptors() -> [String] {
+  var names: [String] = []
+  for fd in 0..<4096 where fcntl(CInt(fd), F_GETFD) >= 0 {
+    var name = [UInt8](repeating: 0, count: 256)
+    let count = name.withUnsafeMutableBytes { readlink("/proc/self/fd/\(fd)", $0.baseAddress, $0.count) }
+    names.append(String(decoding: name.prefix(max(0, count)), as: UTF8.self))
+  }
+  return names
 }
 
 /// libFuzzer looks at the time by a signal, which would interrupt the peer's waiting; the targets look themselves.
