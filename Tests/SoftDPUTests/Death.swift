@@ -21,7 +21,9 @@ final class Death: Sendable {
       try await fileSystem?.cutPower()
       process.kill()
       _ = try await process.waitForExit()
-      try await fileSystem?.mountAgain()
+      guard let fileSystem else { return }
+      // On a busy machine the kernel is late to let go of what a killed process had open.
+      do { try await fileSystem.mountAgain() } catch { try await fileSystem.mountAgain() }
     }
   }
 
