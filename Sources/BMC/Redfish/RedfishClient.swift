@@ -18,7 +18,8 @@ final class RedfishClient: BMC {
 
   private struct State {
     var signIn = SignIn.unknown
-    var root: JSONValue?
+    /// Where the service lists its systems. The rest of its root is not kept: there may be thousands of these clients.
+    var systemsPath: String?
     var systemPath: String?
   }
 
@@ -197,7 +198,7 @@ final class RedfishClient: BMC {
         .protocolError, operation: operation,
         message: "no Redfish service at \(address.endpoint) (GET /redfish/v1/ gave \(checked.status))")
     }
-    state.withLock { $0.root = root }
+    noteSystems(root)
     if let link = root.link("Links", "Sessions") { return link }
     return root.at("SessionService", "@odata.id") == nil ? nil : "/redfish/v1/SessionService/Sessions"
   }
@@ -217,23 +218,29 @@ final class RedfishClient: BMC {
 
   // MARK: - The system
 
-  /// The service root. It is public by the specification, and is read without the password: a wrong one would count
-  /// as a further try on some BMCs.
-  private func root(operation: String) async throws -> JSONValue {
-    if let root = state.withLock({ $0.root }) { return root }
+  /// Where the service root lists the systems. It is public by the specification, and is read without the password: a
+  /// wrong one would count as a further try on some BMCs.
+  private func systemsPath(operation: String) async throws -> String {
+    if let path = state.withLock({ $0.systemsPath }) { return path }
     // Not even that for credentials that were refused: nothing more would come of it.
     try endpoint.check(credentials, operation: operation)
     _ = try await inTurn(operation) { try await self.sessionsPath(operation: operation) }
-    if let root = state.withLock({ $0.root }) { return root }
-    return try await get("/redfish/v1/", operation: operation).document
+    if let path = state.withLock({ $0.systemsPath }) { return path }
+    return noteSystems(try await get("/redfish/v1/", operation: operation).document)
+  }
+
+  @discardableResult
+  private func noteSystems(_ root: JSONValue) -> String {
+    let path = root.link("Systems") ?? "/redfish/v1/Systems"
+    state.withLock { $0.systemsPath = path }
+    return path
   }
 
   /// The path of the system that the address means.
   func systemPath(operation: String) async throws -> String {
     if let path = address.systemPath { return path }
     if let path = state.withLock({ $0.systemPath }) { return path }
-    let root = try await root(operation: operation)
-    let collection = try await get(root.link("Systems") ?? "/redfish/v1/Systems", operation: operation).document
+    let collection = try await get(try await systemsPath(operation: operation), operation: operation).document
     let members = (collection["Members"]?.arrayValue ?? []).compactMap { $0.link() }
     guard let path = members.first else {
       throw BMCError(
@@ -256,7 +263,7 @@ final class RedfishClient: BMC {
     if answer.status == 404 {
       state.withLock {
         $0.systemPath = nil
-        $0.root = nil
+        $0.systemsPath = nil
       }
       throw BMCError(.address, operation: operation, message: "the BMC has no system \(path); check the address")
     }
