@@ -104,10 +104,15 @@ final class MachineAPIService: Sendable {
     _ verb: MachineVerb, _ key: ObjectKey, _ request: APIRequest, _ identity: Identity
   ) async throws -> APIAnswer {
     let options = try VerbOptions(verb, request: request)
-    let outcome = try await store.change(key, options) { machine throws(APIFailure) in
-      switch verb {
-      case .adddisk, .removedisk: try DiskVerbs.decide(verb, machine, options)
-      default: try PowerVerbs.decide(verb, machine, options, now: .now())
+    let outcome: MachineStore.Outcome
+    if verb == .migrate {
+      outcome = try await store.migrate(key, options)
+    } else {
+      outcome = try await store.change(key, options) { machine throws(APIFailure) in
+        switch verb {
+        case .adddisk, .removedisk: try DiskVerbs.decide(verb, machine, options)
+        default: try PowerVerbs.decide(verb, machine, options, now: .now())
+        }
       }
     }
     if outcome.isChanged {

@@ -24,15 +24,17 @@ struct MachineSubresources: Sendable {
 
   /// The path of what a machine's name is followed by; nil for a name that no machine can have.
   static func path(_ verb: String, name: String, namespace: String) -> String? {
-    func isName(_ text: String) -> Bool {
-      !text.isEmpty && text.utf8.count <= 253 && !text.hasPrefix(".") && !text.hasSuffix(".")
-        && text.utf8.allSatisfy {
-          ($0 >= UInt8(ascii: "a") && $0 <= UInt8(ascii: "z")) || ($0 >= UInt8(ascii: "0") && $0 <= UInt8(ascii: "9"))
-            || $0 == UInt8(ascii: "-") || $0 == UInt8(ascii: ".")
-        }
-    }
     guard isName(name), isName(namespace) else { return nil }
     return "\(root)/namespaces/\(namespace)/\(BareMetalMachine.definition.plural)/\(name)/\(verb)"
+  }
+
+  /// Whether a machine or a namespace can have this name, and nothing else can be meant by it in a path.
+  static func isName(_ text: String) -> Bool {
+    !text.isEmpty && text.utf8.count <= 253 && !text.hasPrefix(".") && !text.hasSuffix(".") && !text.hasPrefix("-")
+      && text.utf8.allSatisfy {
+        ($0 >= UInt8(ascii: "a") && $0 <= UInt8(ascii: "z")) || ($0 >= UInt8(ascii: "0") && $0 <= UInt8(ascii: "9"))
+          || $0 == UInt8(ascii: "-") || $0 == UInt8(ascii: ".")
+      }
   }
 
   private func path(_ verb: String, _ name: String) throws -> String {

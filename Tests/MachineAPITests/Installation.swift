@@ -46,7 +46,7 @@ final class Installation: Sendable {
     try await plane.kubectl("create", "namespace", Names.systemNamespace)
     let deploy = "\(TestEnvironment.repository)/deploy"
     try await plane.kubectl("apply", "--server-side", "-f", "\(deploy)/crds", "-f", "\(deploy)/rbac")
-    for kind in ["baremetalmachines", "baremetalhosts"] {
+    for kind in ["baremetalmachines", "baremetalhosts", "baremetalmachinemigrations"] {
       try await plane.kubectl(
         "wait", "--for=condition=Established", "--timeout=60s", "crd/\(kind).iaas.yusur.io")
     }

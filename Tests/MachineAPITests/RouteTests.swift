@@ -83,6 +83,13 @@ import Testing
     #expect(try options(.stop, "{}") == VerbOptions())
   }
 
+  @Test func aMoveSaysWhereTo() throws {
+    let options = try options(
+      .migrate, #"{"kind":"MigrateOptions","hostSelector":{"matchLabels":{"rack":"b"}},"graceSeconds":0}"#)
+    #expect(options.hostLabels == ["rack": "b"] && options.graceSeconds == 0 && options.targetHost == nil)
+    #expect(try self.options(.migrate, #"{"targetHost":"host-07","requestID":"a-1"}"#).targetHost == "host-07")
+  }
+
   @Test func bothWaysOfAskingForADryRunCount() throws {
     #expect(try options(.start, "", query: "dryRun=All").isDryRun)
     #expect(try options(.start, #"{"dryRun":["All"]}"#).isDryRun)
@@ -96,7 +103,12 @@ import Testing
     (.restart, #"{"requestID":"A B"}"#, "requestID"), (.restart, #"{"requestID":""}"#, "requestID"),
     (.start, #"{"preconditions":{"name":"x"}}"#, "preconditions.name"), (.adddisk, "{}", "disk"),
     (.adddisk, #"{"disk":{"size":"1Gi"}}"#, "disk.name"), (.removedisk, #"{"name":7}"#, "name"),
-    (.removedisk, "", "name"),
+    (.removedisk, "", "name"), (.start, #"{"targetHost":"h"}"#, "targetHost"),
+    (.migrate, #"{"targetHost":"Host"}"#, "targetHost"), (.migrate, #"{"graceSeconds":1.5}"#, "graceSeconds"),
+    (.migrate, #"{"graceSeconds":3601}"#, "graceSeconds"), (.migrate, #"{"requestID":"a/b"}"#, "requestID"),
+    (.migrate, #"{"hostSelector":{"matchExpressions":[]}}"#, "hostSelector.matchExpressions"),
+    (.migrate, #"{"hostSelector":{"matchLabels":{"a":1}}}"#, "hostSelector.matchLabels"),
+    (.migrate, #"{"hostSelector":{"matchLabels":{"a":"b"}},"targetHost":"h"}"#, "hostSelector"),
   ]) func whatIsWrongIsNamed(verb: MachineVerb, body: String, field: String) {
     let failure = failure(verb, body)
     #expect(failure?.code == 400)

@@ -80,6 +80,22 @@ package enum Discovery {
     common = plain
     common["name"] = ["type": "string", "description": "The disk's name."]
     schemas[definition("RemoveDiskOptions")] = schema("Options of removedisk.", common, required: ["name"])
+    common = plain
+    common["requestID"] = [
+      "type": "string", "description": "However often a request with one id comes, it is one request.",
+    ]
+    common["targetHost"] = [
+      "type": "string", "description": "The host to move to; any that is free and fits where absent.",
+    ]
+    common["hostSelector"] = [
+      "type": "object", "description": "Which hosts may be taken. Not together with targetHost.",
+      "properties": ["matchLabels": ["type": "object", "additionalProperties": text]],
+    ]
+    common["graceSeconds"] = [
+      "type": "integer", "minimum": 0, "maximum": 3600,
+      "description": "How long the guest gets to shut down; 0 cuts its power at once.",
+    ]
+    schemas[definition("MigrateOptions")] = schema("Options of migrate.", common)
     schemas[status] = schema(
       "The outcome (metav1.Status).",
       ["apiVersion": text, "kind": text, "status": text, "message": text, "reason": text])

@@ -1,6 +1,6 @@
 /// What a machine's path ends with.
 package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
-  case start, stop, restart, reset, softreboot, adddisk, removedisk
+  case start, stop, restart, reset, softreboot, adddisk, removedisk, migrate
   case console, timeline, plan
 
   /// PUT changes something, GET looks.
@@ -22,6 +22,7 @@ package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
     case .restart, .reset, .softreboot: "RestartOptions"
     case .adddisk: "AddDiskOptions"
     case .removedisk: "RemoveDiskOptions"
+    case .migrate: "MigrateOptions"
     case .console: "Console"
     case .timeline: "MachineTimeline"
     case .plan: "MachinePlan"
@@ -37,6 +38,7 @@ package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
     case .softreboot: "Restarts the machine; its guest has ten minutes to shut down."
     case .adddisk: "Adds a disk to spec.disks."
     case .removedisk: "Removes a disk from spec.disks."
+    case .migrate: "Moves the machine to another host; it is stopped and booted there (BareMetalMachineMigration)."
     case .console: "The serial console, over WebSocket."
     case .timeline: "When the machine's first start passed which point."
     case .plan: "The steps that bm-controller would take now."

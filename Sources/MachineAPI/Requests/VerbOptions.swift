@@ -8,12 +8,19 @@ package struct VerbOptions: Sendable, Hashable {
   package var uid: String?
   /// Only this version of the machine.
   package var resourceVersion: String?
-  /// Restarts: a request with the same id as the last one is the same request.
+  /// Restarts: a request with the same id as the last one is the same request. migrate: as any former one.
   package var requestID: String?
   /// adddisk: the element of spec.disks.
   package var disk: JSONValue?
   /// removedisk: the disk's name.
   package var name: String?
+
+  /// migrate: the host to move to.
+  package var targetHost: String?
+  /// migrate: labels that the host must have.
+  package var hostLabels: [String: String] = [:]
+  /// migrate: how long the guest gets to shut down.
+  package var graceSeconds: Int?
 
   package init() {}
 
@@ -38,6 +45,9 @@ package struct VerbOptions: Sendable, Hashable {
       throw .badRequest("disk is missing: give the element of spec.disks that is to be added", field: "disk")
     }
     if verb == .removedisk, name == nil { throw .badRequest("name is missing: name the disk to remove", field: "name") }
+    if targetHost != nil, !hostLabels.isEmpty {
+      throw .badRequest("targetHost and hostSelector exclude each other", field: "hostSelector")
+    }
   }
 
   private mutating func read(_ verb: MachineVerb, _ bytes: some Collection<UInt8>) throws(APIFailure) {
@@ -60,7 +70,7 @@ package struct VerbOptions: Sendable, Hashable {
         isDryRun = isDryRun || value == ["All"]
       case "preconditions":
         try readPreconditions(value)
-      case "requestID" where [.restart, .reset, .softreboot].contains(verb):
+      case "requestID" where [.restart, .reset, .softreboot, .migrate].contains(verb):
         let text = try text(field, value)
         guard text.utf8.count <= 64, ObjectName.isSubdomain(Substring(text)) else {
           throw .badRequest("requestID must be 1 to 64 of a-z, 0-9, '-' and '.', such as a UUID", field: field)
@@ -73,6 +83,19 @@ package struct VerbOptions: Sendable, Hashable {
         disk = value
       case "name" where verb == .removedisk:
         name = try text(field, value)
+      case "targetHost" where verb == .migrate:
+        let text = try text(field, value)
+        guard text.utf8.count <= 50, ObjectName.isLabel(Substring(text)) else {
+          throw .badRequest("targetHost is '\(text.prefix(64))', which is no name of a host", field: field)
+        }
+        targetHost = text
+      case "hostSelector" where verb == .migrate:
+        try readSelector(value)
+      case "graceSeconds" where verb == .migrate:
+        guard let seconds = value.intValue, (0...3600).contains(seconds) else {
+          throw .badRequest("graceSeconds must be a whole number, 0 to 3600", field: field)
+        }
+        graceSeconds = seconds
       default:
         throw .badRequest("\(verb.kind) has no field '\(field.prefix(64))'", field: String(field.prefix(64)))
       }
@@ -90,6 +113,29 @@ package struct VerbOptions: Sendable, Hashable {
       default:
         throw .badRequest(
           "preconditions has no field '\(field.prefix(64))'", field: "preconditions.\(field.prefix(64))")
+      }
+    }
+  }
+
+  private mutating func readSelector(_ value: JSONValue) throws(APIFailure) {
+    guard case .object(let members) = value else {
+      throw .badRequest("hostSelector must be an object", field: "hostSelector")
+    }
+    for (field, value) in members {
+      guard field == "matchLabels" else {
+        throw .badRequest("hostSelector has no field '\(field.prefix(64))'", field: "hostSelector.\(field.prefix(64))")
+      }
+      guard case .object(let labels) = value, labels.count <= 32 else {
+        throw .badRequest(
+          "hostSelector.matchLabels must be an object of 32 labels at most", field: "hostSelector.matchLabels")
+      }
+      for (key, value) in labels {
+        guard !key.isEmpty, key.utf8.count <= 317, let text = value.stringValue, text.utf8.count <= 63 else {
+          throw .badRequest(
+            "the label '\(key.prefix(64))' must have a text of 63 bytes at most as its value",
+            field: "hostSelector.matchLabels")
+        }
+        hostLabels[key] = text
       }
     }
   }

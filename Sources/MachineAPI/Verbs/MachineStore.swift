@@ -8,7 +8,7 @@ package struct MachineStore: Sendable {
 
   static let fieldManager = "bm-api"
   /// How often a change is made anew on a machine that was changed meanwhile.
-  private static let attempts = 8
+  static let attempts = 8
 
   package init(client: KubernetesClient) { self.client = client }
 
@@ -79,19 +79,12 @@ package struct MachineStore: Sendable {
   }
 
   private func check(_ machine: DynamicObject, _ key: ObjectKey, _ options: VerbOptions) throws(APIFailure) {
-    if let uid = options.uid, uid != machine.uid {
-      throw .conflict(key.name, "machine \(key) has the uid \(machine.uid ?? ""), not \(uid): it is another one by now")
-    }
-    if let version = options.resourceVersion, version != machine.resourceVersion {
-      throw .conflict(
-        key.name, "machine \(key) has the version \(machine.resourceVersion ?? ""), not \(version): look at it again")
-    }
-    if machine["metadata"]?["deletionTimestamp"]?.stringValue != nil {
-      throw .conflict(key.name, "machine \(key) is being deleted")
-    }
+    try options.check(
+      key, uid: machine.uid, resourceVersion: machine.resourceVersion,
+      isBeingDeleted: machine["metadata"]?["deletionTimestamp"]?.stringValue != nil)
   }
 
-  private func attempt<Result>(_ key: ObjectKey, _ body: () async throws -> Result) async throws -> Result {
+  func attempt<Result>(_ key: ObjectKey, _ body: () async throws -> Result) async throws -> Result {
     do {
       return try await body()
     } catch let error as KubernetesError {
@@ -102,5 +95,21 @@ package struct MachineStore: Sendable {
   private static func path(_ key: ObjectKey) -> String {
     "/apis/\(BareMetalMachine.definition.apiVersion)/namespaces/\(key.namespace ?? "")/"
       + "\(BareMetalMachine.definition.plural)/\(key.name)"
+  }
+}
+
+extension VerbOptions {
+  /// Refuses a machine that is not the one that the caller meant.
+  func check(
+    _ key: ObjectKey, uid present: String?, resourceVersion: String?, isBeingDeleted: Bool
+  ) throws(APIFailure) {
+    if let uid, uid != present {
+      throw .conflict(key.name, "machine \(key) has the uid \(present ?? ""), not \(uid): it is another one by now")
+    }
+    if let version = self.resourceVersion, version != resourceVersion {
+      throw .conflict(
+        key.name, "machine \(key) has the version \(resourceVersion ?? ""), not \(version): look at it again")
+    }
+    if isBeingDeleted { throw .conflict(key.name, "machine \(key) is being deleted") }
   }
 }

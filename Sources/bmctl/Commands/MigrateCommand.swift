@@ -65,17 +65,9 @@ struct MigrateCommand: AsyncParsableCommand {
   }
 
   private func migration(of machine: BareMetalMachine) -> BareMetalMachineMigration {
-    // A name that people can read, and that is used once.
-    let moment = UInt64(max(0, MicroTimestamp.now().microseconds))
-    var metadata = ObjectMeta(
-      name: "\(name)-\(String(moment / 1000, radix: 36))", namespace: machine.metadata.namespace)
-    metadata.ownerReferences = OwnerReference(owner: machine, controller: false).map { [$0] }
-    let labels = Dictionary(label.compactMap { HostArguments.label($0) }, uniquingKeysWith: { $1 })
-    return BareMetalMachineMigration(
-      metadata: metadata,
-      spec: .init(
-        machineName: name, targetHost: to, hostSelector: labels.isEmpty ? nil : .init(matchLabels: labels),
-        graceSeconds: grace))
+    BareMetalMachineMigration(
+      moving: machine, name: BareMetalMachineMigration.name(machine: name, at: .now()), targetHost: to,
+      labels: Dictionary(label.compactMap { HostArguments.label($0) }, uniquingKeysWith: { $1 }), graceSeconds: grace)
   }
 
   private func cancelAll(_ connection: Connection) async throws {
