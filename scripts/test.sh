@@ -15,8 +15,11 @@ tests=$(swift build -c "$1" --show-bin-path)/ycloudPackageTests.xctest
   exit 1
 }
 
-# The tests' output comes in blocks; only whole lines go on, so that those of two lanes do not mix.
-lane() { "$tests" --testing-library swift-testing --no-parallel "$@" 2>&1 | sed -u ''; }
+# The tests' output comes in blocks; only whole lines go on, so that those of two lanes do not mix, and colours only to a
+# terminal.
+plain='s/\x1b\[[0-9;]*m//g'
+[[ ! -t 1 ]] || plain=''
+lane() { "$tests" --testing-library swift-testing --no-parallel "$@" 2>&1 | sed -u "$plain"; }
 
 groups=()
 trap 'for group in "${groups[@]}"; do kill -TERM -- "-$group" 2>/dev/null; done; exit 130' INT TERM HUP
