@@ -236,7 +236,8 @@ import Testing
     let first = try await SoftDPUProcess(try TemporaryDirectory(), note: "the first")
     let offered = Set(try await first.client.call("rpc_get_methods").arrayValue?.compactMap(\.stringValue) ?? [])
     let called = Set((building + takingDown).filter(\.isOffered).map(\.method))
-    #expect(offered.subtracting(called).sorted() == [], "no call in this table")
+    // Not SPDK's, so its client has no word for it; GroupSnapshotTests calls it.
+    #expect(offered.subtracting(called).sorted() == ["bdev_snapshot_files"], "no call in this table")
     #expect(called.subtracting(offered).sorted() == [], "softdpu does not offer it")
 
     _ = try await run(building, by: first)
