@@ -18,12 +18,14 @@ final class Death: Sendable {
     task = Task {
       try await Task.sleep(for: .milliseconds(milliseconds))
       begun.value.withLock { $0 = true }
-      try await fileSystem?.cutPower()
+      if let fileSystem {
+        // Nothing answers any more when the power goes: while XFS shuts down, an fsync may succeed that did nothing.
+        process.freeze()
+        try await fileSystem.cutPower()
+      }
       process.kill()
       _ = try await process.waitForExit()
-      guard let fileSystem else { return }
-      // On a busy machine the kernel is late to let go of what a killed process had open.
-      do { try await fileSystem.mountAgain() } catch { try await fileSystem.mountAgain() }
+      try await fileSystem?.mountAgain()
     }
   }
 

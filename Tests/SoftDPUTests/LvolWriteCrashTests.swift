@@ -6,9 +6,9 @@ import Synchronization
 import TestSupport
 import Testing
 
-/// SIGKILL, and every other time a power cut, while several clients write and flush at random, and snapshots and clones are made of what they write: what
-/// was flushed is there, every block is one that was written there, and neither a snapshot nor a clone that nobody
-/// writes ever changes.
+/// SIGKILL, and every other time a power cut, while several clients write and flush at random, and snapshots and clones
+/// are made of what they write: what was flushed is there, every block is one that was written there, and neither a
+/// snapshot nor a clone that nobody writes ever changes.
 ///
 /// `YCLOUD_CRASH_ROUNDS` and `YCLOUD_CRASH_SEED` as for `LvolCrashTests`.
 @Suite(.serialized) struct LvolWriteCrashTests {
@@ -196,7 +196,10 @@ import Testing
       for block in 0..<Self.blocks {
         let found = Set(sectors[block * 8..<block * 8 + 8])
         let strangers = found.filter { !contents[number].allows($0, block) }
-        #expect(strangers.isEmpty, "\(seed): v\(number) block \(block) has \(strangers)")
+        #expect(
+          strangers.isEmpty,
+          "\(seed): v\(number) block \(block) has \(strangers), not \(contents[number].durable[block]) or \(contents[number].later[block])"
+        )
         contents[number].durable[block] = found
         contents[number].later[block] = []
         contents[number].last[block] = nil

@@ -15,6 +15,7 @@ public final class ReflinkFileSystem: Sendable {
     let directory = try TemporaryDirectory()
     self.directory = directory
     path = directory.file("pool")
+    // The small shell looks at the folder around it: after a power cut the file system's own root cannot be looked at.
     let script = """
       set -e
       truncate -s \(sizeMiB)M \(directory.path)/pool.xfs
@@ -22,7 +23,7 @@ public final class ReflinkFileSystem: Sendable {
       mkdir \(directory.path)/pool
       mount -o loop \(directory.path)/pool.xfs \(directory.path)/pool
       setsid sh -c '
-        while kill -0 \(getpid()) 2>/dev/null && [ -d \(directory.path)/pool ]; do sleep 1; done
+        while kill -0 \(getpid()) 2>/dev/null && [ -d \(directory.path) ]; do sleep 1; done
         umount -l \(directory.path)/pool; rm -rf \(directory.path)' </dev/null >/dev/null 2>&1 &
       """
     try await ChildProcess.run("sh", ["-c", script])
