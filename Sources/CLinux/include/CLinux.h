@@ -2,10 +2,12 @@
 #pragma once
 // No _GNU_SOURCE here: it changes types such as fd_set, which then clash with Swift's Glibc module.
 #include "CLinuxSpawn.h"
+// The kernel's before liburing's: liburing brings a copy of it, of another version and under the same guard, and a
+// module that has read the copy does not fit with swift-system's module, which has read the kernel's.
+#include <linux/io_uring.h>
 #include <liburing.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
-#include <linux/io_uring.h>
 #include <linux/memfd.h>
 #include <linux/vhost.h>
 #include <linux/virtio_blk.h>
