@@ -19,7 +19,29 @@ tests=$(swift build -c "$1" --show-bin-path)/ycloudPackageTests.xctest
 # terminal.
 plain='s/\x1b\[[0-9;]*m//g'
 [[ ! -t 1 ]] || plain=''
-lane() { "$tests" --testing-library swift-testing --no-parallel "$@" 2>&1 | sed -u "$plain"; }
+# The longest test says something every few minutes. One that says nothing for this long hangs: its name is told, and the
+# lane ends.
+silence=${YCLOUD_TEST_SILENCE:-1200}
+lane() {
+  coproc "$tests" --testing-library swift-testing --no-parallel "$@" 2>&1
+  local process=$COPROC_PID line last='' status=0
+  exec {output}<&"${COPROC[0]}"
+  while :; do
+    if IFS= read -r -t "$silence" line <&"$output"; then
+      printf '%s\n' "$line"
+      case $line in *'Test '*' started.'*) last=$line ;; esac
+    elif (($? > 128)); then
+      printf 'Test run failed after %d s without a word; the last one that started: %s\n' "$silence" "$last"
+      kill -TERM "$process"
+      status=1
+      break
+    else
+      break
+    fi
+  done | sed -u "$plain"
+  wait "$process" || status=1
+  return "$status"
+}
 
 groups=()
 trap 'for group in "${groups[@]}"; do kill -TERM -- "-$group" 2>/dev/null; done; exit 130' INT TERM HUP

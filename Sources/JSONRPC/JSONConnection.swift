@@ -104,12 +104,19 @@ package final class JSONConnection: Sendable {
     queue.async { self.finish(reason) }
   }
 
-  /// Closes the connection after everything queued has been handed to the kernel, as far as the peer takes it.
+  /// Closes the connection after everything queued has been handed to the kernel, as far as the peer takes it. Nothing
+  /// is received any more when this returns. Not to be called on the connection's own queue.
   package func closeAfterFlush() {
-    queue.async {
-      self.flush()
-      self.finish(JSONRPCError(code: .closed, operation: "close", message: "closed by this side"))
+    queue.sync {
+      flush()
+      finish(JSONRPCError(code: .closed, operation: "close", message: "closed by this side"))
     }
+  }
+
+  /// Whether the peer is gone, also where that has not been worked on yet.
+  package var isHungUp: Bool {
+    var entry = pollfd(fd: fd, events: 0, revents: 0)
+    return poll(&entry, 1, 0) == 1 && entry.revents & Int16(POLLHUP | POLLERR) != 0
   }
 
   private func readable() {

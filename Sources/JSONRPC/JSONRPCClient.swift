@@ -129,7 +129,12 @@ public final class JSONRPCClient: Sendable {
 
   private func connect() throws(JSONRPCError) -> (connection: JSONConnection, generation: UInt64) {
     let result = state.withLock { state -> Result<(JSONConnection, UInt64), JSONRPCError> in
-      if let connection = state.connection { return .success((connection, state.generation)) }
+      if let connection = state.connection {
+        // A server that was restarted since the last call is no reason for this one to fail.
+        guard state.pending.isEmpty, connection.isHungUp else { return .success((connection, state.generation)) }
+        connection.close()
+        state.connection = nil
+      }
       do throws(JSONRPCError) {
         let fd = try UnixSocket.connect(path: path)
         state.generation += 1

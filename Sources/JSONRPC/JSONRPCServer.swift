@@ -56,7 +56,8 @@ public final class JSONRPCServer: Sendable {
     shared.source.resume()
   }
 
-  /// Ends listening, removes the socket and closes all connections.
+  /// Ends listening, removes the socket and closes all connections. A request that is being worked on goes on, without
+  /// its answer being heard; none is begun after this.
   public func stop() {
     let connections = state.withLock { state -> [JSONConnection] in
       guard !state.isClosed else { return [] }
@@ -142,13 +143,20 @@ public final class JSONRPCServer: Sendable {
         }
       },
       onClose: { [weak self] _ in
-        guard let self, let connection = client.connection else { return }
+        // The two hold each other until here, also when the server is gone by now.
+        guard let connection = client.connection else { return }
         client.set(nil)
-        _ = state.withLock { $0.connections.removeValue(forKey: ObjectIdentifier(connection)) }
+        _ = self?.state.withLock { $0.connections.removeValue(forKey: ObjectIdentifier(connection)) }
       })
     client.set(connection)
-    state.withLock { $0.connections[ObjectIdentifier(connection)] = (connection, client) }
+    let isServing = state.withLock { state -> Bool in
+      guard !state.isClosed else { return false }
+      state.connections[ObjectIdentifier(connection)] = (connection, client)
+      return true
+    }
     connection.start()
+    // The server was stopped after it had taken this client: nobody else closes the connection.
+    if !isServing { connection.close() }
   }
 
   /// What the server knows of a connection.
@@ -201,6 +209,8 @@ public final class JSONRPCServer: Sendable {
   }
 
   private func receive(_ value: JSONValue, _ connection: JSONConnection, _ client: Client) {
+    // What was not begun before the server was stopped is not begun after it.
+    guard !state.withLock({ $0.isClosed }) else { return }
     guard client.open() else {
       return connection.close(
         JSONRPCError(code: .overloaded, operation: "receive", message: "too many open requests"))

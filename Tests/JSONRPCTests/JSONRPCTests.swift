@@ -118,6 +118,18 @@ import Testing
     }
   }
 
+  /// Only a call that was under way is lost with a server: the first one after a restart is none.
+  @Test func theFirstCallAfterARestartSucceeds() async throws {
+    let directory = try TemporaryDirectory()
+    let path = directory.file("s")
+    let client = JSONRPCClient(path: path)
+    for round in 0..<200 {
+      let server = try Self.serve(path)
+      #expect(try await client.call("echo", [.integer(Int64(round))]) == [.integer(Int64(round))])
+      server.stop()
+    }
+  }
+
   @Test func answersBatchesInOrderAndGarbageNotAtAll() async throws {
     let directory = try TemporaryDirectory()
     let server = try Self.serve(directory.file("s"))
@@ -247,6 +259,42 @@ import Testing
     try stream.send(Request(id: 1, method: "m").json)
     server.stop()
     #expect(try await reading.value == nil)
+  }
+
+  /// A server is stopped while it takes a client: the client is closed all the same, and nothing stays open.
+  @Test func aStopWhileAClientArrivesLeavesNobodyConnected() async throws {
+    let directory = try TemporaryDirectory()
+    let path = directory.file("s")
+    func round() async throws {
+      let server = JSONRPCServer(path: path) { _, _ in }
+      try server.start()
+      let stream = try JSONStream.connect(path: path)
+      let reading = Task { try await stream.next() }
+      server.stop()
+      let timeLimit = Task {
+        try await Task.sleep(for: .seconds(20))
+        reading.cancel()
+      }
+      #expect(try await reading.value == nil)
+      timeLimit.cancel()
+    }
+    try await round()
+    let before = serverSockets(path)
+    for _ in 0..<500 { try await round() }
+    try await eventually { serverSockets(path) <= before }
+  }
+
+  /// How many sockets of this process are bound to the path: those that a server listens at or has accepted.
+  private func serverSockets(_ path: String) -> Int {
+    let own = Set(
+      (0..<4096).compactMap { fd -> UInt64? in
+        var status = stat()
+        return fstat(CInt(fd), &status) == 0 && status.st_mode & S_IFMT == S_IFSOCK ? UInt64(status.st_ino) : nil
+      })
+    return (contentsOfFile("/proc/net/unix") ?? "").split(separator: "\n").count { line in
+      let words = line.split(separator: " ")
+      return words.count == 8 && words[7] == path && UInt64(words[6]).map { own.contains($0) } == true
+    }
   }
 
   @Test func endsWhenItsReaderIsCancelled() async throws {

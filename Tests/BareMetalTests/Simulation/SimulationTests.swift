@@ -367,11 +367,15 @@ final class Simulation {
   /// Whether a guest holds on to a disk of the machine, on a server that was torn away with its host object: nobody can
   /// turn that off, and nothing is taken by force.
   private func isHeldByGuest(_ machine: BareMetalMachine) -> Bool {
-    guard let host = machine.status?.host, world.state.hostObjects[host] == nil, let server = world.servers[host],
-      server.isOn, let uid = machine.metadata.uid
-    else { return false }
-    let volumes = Set(world.state.attachmentObjects.values.filter { $0.machineUID == uid }.map(\.volume))
-    return server.functions.values.contains { server.leaving[$0.name] != nil && volumes.contains($0.volume) }
+    guard let uid = machine.metadata.uid else { return false }
+    return world.state.attachmentObjects.values.contains { attachment in
+      guard attachment.machineUID == uid, let host = attachment.host, world.state.hostObjects[host] == nil,
+        let server = world.servers[host], server.isOn
+      else { return false }
+      return server.functions.values.contains {
+        server.leaving[$0.name] != nil && $0.volume == attachment.volume
+      }
+    }
   }
 
   func problems() -> [String] {
