@@ -142,9 +142,11 @@ public final class JSONRPCServer: Sendable {
         }
       },
       onClose: { [weak self] _ in
-        guard let self, let connection = client.connection else { return }
+        guard let connection = client.connection else { return }
+        // Also when the server itself is gone: the connection and what is known of it hold each other until here, and
+        // with them the socket.
         client.set(nil)
-        _ = state.withLock { $0.connections.removeValue(forKey: ObjectIdentifier(connection)) }
+        _ = self?.state.withLock { $0.connections.removeValue(forKey: ObjectIdentifier(connection)) }
       })
     client.set(connection)
     state.withLock { $0.connections[ObjectIdentifier(connection)] = (connection, client) }
