@@ -72,7 +72,12 @@ public final class SoftDPU: Sendable {
     SharedMemoryGuard.install()
     SoftDPU.raiseDescriptorLimit()
     var reactors: [Reactor] = []
-    for number in 0..<configuration.reactors { reactors.append(try Reactor(number: number)) }
+    do {
+      for number in 0..<configuration.reactors { reactors.append(try Reactor(number: number)) }
+    } catch {
+      reactors.forEach { $0.stop() }
+      throw error
+    }
     for reactor in reactors { reactor.meet(reactors) }
     self.reactors = reactors
     inventory = Inventory(
@@ -91,6 +96,7 @@ public final class SoftDPU: Sendable {
     } catch {
       inventory.close()
       reactors.forEach { $0.stop() }
+      inventory.forgetAll()
       throw error
     }
   }

@@ -224,6 +224,33 @@ import Testing
     #expect(try await early.next()?["result"] == [3])
   }
 
+  /// Nobody keeps the server while it ends.
+  @Test func givesItsSocketsBackWhenItIsStoppedAndForgotten() async throws {
+    let directory = try TemporaryDirectory()
+    let path = directory.file("s")
+    for _ in 0..<20 {
+      let server = try Self.serve(path)
+      let client = JSONRPCClient(path: path)
+      #expect(try await client.call("echo", [1]) == [1])
+      #expect(Self.descriptors(boundTo: path) >= 2)
+      server.stop()
+    }
+    try await eventually(within: .seconds(10)) { Self.descriptors(boundTo: path) == 0 }
+  }
+
+  /// How many sockets this process has at a path: the listening one, and those of clients that it has accepted.
+  private static func descriptors(boundTo path: String) -> Int {
+    (0..<CInt(4096)).count { fd in
+      var address = sockaddr_un()
+      var length = socklen_t(MemoryLayout<sockaddr_un>.size)
+      let result = withUnsafeMutablePointer(to: &address) {
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { getsockname(fd, $0, &length) }
+      }
+      guard result == 0, address.sun_family == sa_family_t(AF_UNIX) else { return false }
+      return withUnsafeBytes(of: address.sun_path) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) == path }
+    }
+  }
+
   @Test func replacesTheSocketOfADeadServerOnly() throws {
     let directory = try TemporaryDirectory()
     let path = directory.file("s")

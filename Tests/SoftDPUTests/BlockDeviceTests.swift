@@ -99,11 +99,37 @@ import Telemetry
     let output = try await NBDTests.failingIO(uri, "write -P 2 0 4k", "write -P 3 4k 4k")
     #expect(output.contains("Input/output error") && output.contains("wrote 4096/4096"))
     _ = try await NBDTests.io(uri, "read -P 1 0 4k", "read -P 3 4k 4k")
-    try await inject("read", "corrupt_data", ["num": 1000, "corrupt_offset": 7, "corrupt_value": 0])
+    try await inject("read", "corrupt_data", ["num": 1000, "corrupt_offset": 7, "corrupt_value": 128])
     let wrong = try await NBDTests.failingIO(uri, "read -P 1 0 4k")
     #expect(wrong.contains("Pattern verification failed"))
+    await expectCode(-22) {
+      try await inject("read", "corrupt_data", ["corrupt_value": 0])
+      return true
+    }
     try await inject("clear", "failure")
     _ = try await NBDTests.io(uri, "read -P 1 0 4k")
+  }
+
+  @Test func whatIsPendingGoesOnWhenItIsToldTo() async throws {
+    let target = try Target(.memory)
+    _ = try await target.client.call("bdev_malloc_create", ["name": "m", "block_size": 512, "num_blocks": 2048])
+    _ = try await target.client.call("bdev_error_create", ["base_name": "m"])
+    _ = try await NBDTests.export(target, "EE_m")
+    let client = try NBDClient(target.directory.file("EE_m.sock"))
+    let injection: JSONValue = ["name": "EE_m", "io_type": "write", "error_type": "pending", "num": 5]
+    _ = try await target.client.call("bdev_error_inject_error", injection)
+    let written = [[UInt8](repeating: 1, count: 4096), [UInt8](repeating: 2, count: 4096)]
+    let waiting = try written.map { try client.begin(.write, at: 0, $0) }
+    // What came later is answered before them.
+    #expect(try client.perform(.read, at: 0, length: 4096).data == [UInt8](repeating: 0, count: 4096))
+    await expectCode(-19) { try await target.client.call("bdev_error_resume_pending", ["name": "m"]) }
+    await expectCode(-19) { try await target.client.call("bdev_error_resume_pending", ["name": "none"]) }
+    #expect(try await target.client.call("bdev_error_resume_pending", ["name": "EE_m"]) == true)
+    // In their order, and no other waits.
+    for cookie in waiting { #expect(try client.answer(to: cookie).error == 0) }
+    #expect(try client.perform(.read, at: 0, length: 4096).data == written[1])
+    #expect(try client.perform(.write, at: 0, written[0]).error == 0)
+    #expect(try client.perform(.read, at: 0, length: 4096).data == written[0])
   }
 
   @Test func limitsHoldBackAndLetGo() async throws {

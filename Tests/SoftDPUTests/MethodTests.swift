@@ -27,7 +27,7 @@ import Testing
     ("accel_", ["crypto_key_create", "crypto_key_destroy", "crypto_keys_get"]),
     ("bdev_crypto_", ["create", "delete"]),
     ("bdev_delay_", ["create", "delete"]),
-    ("bdev_error_", ["create", "inject_error", "delete"]),
+    ("bdev_error_", ["create", "inject_error", "resume_pending", "delete"]),
     (
       "nvmf_",
       [

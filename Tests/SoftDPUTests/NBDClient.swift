@@ -37,16 +37,29 @@ final class NBDClient {
   func perform(
     _ command: Command, at offset: UInt64 = 0, length: Int = 0, _ content: [UInt8] = [], flags: UInt16 = 0
   ) throws -> (error: UInt32, data: [UInt8]) {
+    let cookie = try begin(command, at: offset, length: length, content, flags: flags)
+    return try answer(to: cookie, reading: command == .read ? length : 0)
+  }
+
+  /// Sends a request, whose answer is taken later; its number.
+  func begin(
+    _ command: Command, at offset: UInt64 = 0, length: Int = 0, _ content: [UInt8] = [], flags: UInt16 = 0
+  ) throws -> UInt64 {
     cookie += 1
     let length = command == .write ? content.count : length
     let header = big(UInt32(0x2560_9513)) + big(flags) + big(command.rawValue)
     try send(header + big(cookie) + big(offset) + big(UInt32(length)) + (command == .write ? content : []))
+    return cookie
+  }
+
+  /// The next answer, which has to be to that request.
+  func answer(to cookie: UInt64, reading length: Int = 0) throws -> (error: UInt32, data: [UInt8]) {
     let answer = try receive(16)
     guard number(answer, 0, UInt32.self) == 0x6744_6698, number(answer, 8, UInt64.self) == cookie else {
       throw TestEnvironmentError("an answer that is none: \(answer)")
     }
     let error = number(answer, 4, UInt32.self)
-    return (error, command == .read && error == 0 ? try receive(length) : [])
+    return (error, error == 0 ? try receive(length) : [])
   }
 
   private func send(_ bytes: [UInt8]) throws {

@@ -172,6 +172,66 @@ import Testing
     close(fd)
   }
 
+  /// Numbers are a subsystem's own, and of the range that it was given.
+  @Test func controllersHaveNumbersOfTheirSubsystemsRange() async throws {
+    let target = try Target(.memory)
+    let client = target.client
+    let port = try await serve(target)
+    @discardableResult
+    func create(_ nqn: String, _ range: JSONValue) async throws -> JSONValue {
+      var parameters: JSONValue = ["nqn": .string(nqn), "allow_any_host": true]
+      for (key, value) in range.objectValue ?? [:] { parameters[key] = value }
+      return try await client.call("nvmf_create_subsystem", parameters)
+    }
+    let narrow = "nqn.2026-11.io.yusur.test:narrow"
+    let wrong: [JSONValue] = [
+      ["min_cntlid": 0], ["min_cntlid": 65520], ["max_cntlid": 0], ["max_cntlid": 65520],
+      ["min_cntlid": 6, "max_cntlid": 5],
+    ]
+    for range in wrong { await expectCode(-32602) { try await create(narrow, range) } }
+    // As SPDK, which reads numbers of 16 bits.
+    let none: [JSONValue] = [["min_cntlid": 65536], ["min_cntlid": -1], ["max_cntlid": "7"]]
+    for range in none { await expectCode(-32603) { try await create(narrow, range) } }
+    do {
+      try await create(narrow, ["min_cntlid": 6, "max_cntlid": 5])
+    } catch let error as JSONRPCError {
+      #expect(error.message.contains("Invalid cntlid range [6-5]"))
+    }
+    try await create(narrow, ["min_cntlid": 1, "max_cntlid": 2])
+    _ = try await client.call(
+      "nvmf_subsystem_add_listener", ["nqn": .string(narrow), "listen_address": Self.listenAddress(port)])
+    let shown = try await client.call("nvmf_get_subsystems", ["nqn": .string(narrow)])[0]
+    #expect(shown?["min_cntlid"] == 1 && shown?["max_cntlid"] == 2)
+    let written = try await client.call("framework_get_config", ["name": "nvmf"]).arrayValue?.first {
+      $0["method"] == "nvmf_create_subsystem" && $0["params"]?["nqn"]?.stringValue == narrow
+    }
+    #expect(written?["params"]?["min_cntlid"] == 1 && written?["params"]?["max_cntlid"] == 2)
+
+    var sockets: [Int32] = []
+    defer { for fd in sockets { close(fd) } }
+    func tryConnect(_ subsystem: String) throws -> (status: Int, number: Int) {
+      let fd = try connect(port)
+      sockets.append(fd)
+      send(fd, Self.initialize + connectCapsule(subsystem, "nqn.2026-11.io.x:host"))
+      #expect(receive(fd, 128).count == 128)
+      let answer = receive(fd, 24)
+      return (status(answer), answer.count == 24 ? Int(answer[8]) | Int(answer[9]) << 8 : -1)
+    }
+    // Another subsystem's controllers take nothing of it.
+    #expect(try tryConnect(Self.nqn) == (0, 1))
+    #expect(try tryConnect(narrow) == (0, 1))
+    #expect(try tryConnect(narrow) == (0, 2))
+    // All are taken: busy, which may be tried again, and without a number.
+    #expect(try tryConnect(narrow).status == 0x181)
+    #expect(try tryConnect(Self.nqn) == (0, 2))
+    // The first of them leaves, and its number is there again.
+    close(sockets.remove(at: 1))
+    try await eventually(within: .seconds(20)) {
+      try await client.call("nvmf_subsystem_get_controllers", ["nqn": .string(narrow)]).arrayValue?.count == 1
+    }
+    #expect(try tryConnect(narrow) == (0, 1))
+  }
+
   /// The end of a connection may come together with its last bytes, and is seen all the same.
   @Test func seesHostsLeaveInTheMiddleOfWhatTheySay() async throws {
     let target = try Target(.memory)

@@ -94,6 +94,9 @@ import Testing
       Call("bdev_error_inject_error EE_aio0 clear failure"),
       Call("bdev_error_inject_error EE_aio0 read corrupt_data -n 1 -o 3 -v 7"),
       Call("bdev_error_inject_error EE_aio0 clear failure"),
+      Call("bdev_error_inject_error EE_aio0 write pending -n 1"),
+      Call("bdev_error_resume_pending EE_aio0"),
+      Call("bdev_error_resume_pending aio0", .failure(-19)),
       Call("bdev_error_inject_error EE_aio0 read nvme_failure --nvme-sct 0 --nvme-sc 6", .failure(-22)),
       Call("bdev_crypto_create m1 c0 -n k0", .has("c0")),
       Call("bdev_crypto_create m0 c1 -n none", .failure(-2)),
@@ -154,7 +157,10 @@ import Testing
       Call("nvmf_create_transport -t tcp", .failure(-32603)),
       Call("nvmf_create_transport -t rdma", .failure(-32602)),
       Call("nvmf_get_transports --trtype tcp", .has([["trtype": "TCP", "max_queue_depth": 64]])),
-      Call("nvmf_create_subsystem \(local) -s SN1 -d Model -m 8"),
+      Call("nvmf_create_subsystem \(local) -i 0", .failure(-32602)),
+      Call("nvmf_create_subsystem \(local) -I 65520", .failure(-32602)),
+      Call("nvmf_create_subsystem \(local) -i 6 -I 5", .failure(-32602)),
+      Call("nvmf_create_subsystem \(local) -s SN1 -d Model -m 8 -i 5 -I 6"),
       Call("nvmf_create_subsystem \(local)x -r", .failure(-32602)),
       Call("nvmf_subsystem_add_ns \(local) c0 -n 3 -u \(uuid(7))"),
       Call("nvmf_subsystem_add_ns \(local) lvs/thick"),
@@ -166,7 +172,12 @@ import Testing
       Call("nvmf_subsystem_allow_any_host \(local) --no-allow-any-host"),
       Call(
         "nvmf_get_subsystems \(local)",
-        .has([["nqn": .string(local), "allow_any_host": false, "hosts": [["nqn": .string(host)]]]])),
+        .has([
+          [
+            "nqn": .string(local), "allow_any_host": false, "hosts": [["nqn": .string(host)]], "min_cntlid": 5,
+            "max_cntlid": 6,
+          ]
+        ])),
       Call("nvmf_subsystem_get_controllers \(local)", .has([])),
       Call("nvmf_subsystem_get_qpairs \(local)", .has([])),
       Call("nvmf_get_stats", .has(["poll_groups": [["transports": [["trtype": "TCP"]]]]])),

@@ -7,9 +7,9 @@ import JSON
 final class ErrorDevice: LayerDevice, @unchecked Sendable {
   enum Fault: String, Sendable {
     case failure
-    /// Never answered, until the faults are cleared.
+    /// Never answered, until the faults are cleared or what waits is let go on.
     case pending
-    /// One byte of what is read is another.
+    /// Bits of one byte of what is read are turned over.
     case corruptData = "corrupt_data"
     case noMemory = "nomem"
   }
@@ -65,6 +65,30 @@ final class ErrorDevice: LayerDevice, @unchecked Sendable {
     }
   }
 
+  /// Lets what is pending go on to the device below, and makes no more requests wait. Not on the reactor's thread.
+  func resumePending() {
+    reactor.sync { [self] in
+      for index in unsafe layer.pointee.injections.indices
+      where unsafe layer.pointee.injections[index]?.fault == .pending {
+        unsafe layer.pointee.injections[index] = nil
+      }
+      // The last to come is the first in the list.
+      var first: UnsafeMutablePointer<BlockIO>?
+      var next = unsafe layer.pointee.pending
+      unsafe layer.pointee.pending = nil
+      while let io = unsafe next {
+        unsafe next = unsafe io.pointee.next
+        unsafe io.pointee.next = unsafe first
+        unsafe first = unsafe io
+      }
+      while let io = unsafe first {
+        unsafe first = unsafe io.pointee.next
+        unsafe io.pointee.next = nil
+        unsafe ErrorDevice.pass(io, layer, note: 0, ErrorDevice.carriedOn, reactor.core)
+      }
+    }
+  }
+
   override func release() {
     inject([.read, .write, .flush, .unmap, .writeZeroes], nil)
     super.release()
@@ -114,7 +138,9 @@ final class ErrorDevice: LayerDevice, @unchecked Sendable {
     if unsafe io.pointee.first < io.pointee.end {
       let piece = unsafe io.pointee.vectors[io.pointee.first]
       if let base = unsafe piece.iov_base, unsafe note >> 8 < UInt64(piece.iov_len) {
-        unsafe base.storeBytes(of: UInt8(truncatingIfNeeded: note), toByteOffset: Int(note >> 8), as: UInt8.self)
+        let place = Int(note >> 8)
+        let byte = unsafe base.load(fromByteOffset: place, as: UInt8.self)
+        unsafe base.storeBytes(of: byte ^ UInt8(truncatingIfNeeded: note), toByteOffset: place, as: UInt8.self)
       }
     }
     unsafe finish(io, result, core)

@@ -68,6 +68,7 @@ extension Inventory {
       state.subsystems[nqn] = nil
       let position = state.order.firstIndex(of: nqn) ?? state.order.count
       state.order.removeAll { $0 == nqn }
+      state.controllers.forgetLast(of: nqn)
       return position
     }
     do throws(SoftDPUError) {
@@ -299,6 +300,8 @@ extension NVMfTarget.Subsystem {
       parameters: [
         "nqn": .string(nqn), "allow_any_host": .bool(allowsAnyHost), "serial_number": .string(serialNumber),
         "model_number": .string(modelNumber), "max_namespaces": .integer(Int64(maximumNamespaces)),
+        "min_cntlid": .integer(Int64(controllerIDs.lowerBound)),
+        "max_cntlid": .integer(Int64(controllerIDs.upperBound)),
       ])
   }
 

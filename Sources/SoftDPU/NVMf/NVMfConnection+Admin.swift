@@ -107,7 +107,7 @@ extension NVMfConnection {
     if queue == 0 {
       return unsafe connectAdmin(slot, subsystemNQN, hostNQN, hostID, controllerID, UInt16(clamping: size))
     }
-    guard let controller = target.controller(controllerID), controller.subsystemNQN == subsystemNQN,
+    guard let controller = target.controller(controllerID, of: subsystemNQN),
       controller.hostNQN == hostNQN, controller.hostID == hostID, controller.isReady, let table = controller.table
     else { return unsafe invalidParameter(slot, offset: 16, inData: true) }
     guard Int(queue) <= transport.maximumQueues, controller.add(self, queue) else {
@@ -130,6 +130,7 @@ extension NVMfConnection {
     _ controllerID: UInt16, _ size: UInt16
   ) -> Answer {
     var table: NamespaceTable?
+    var range = NVMfControllers.allIDs
     if subsystemNQN != NVMe.discoveryNQN {
       guard let subsystem = target.subsystem(subsystemNQN), subsystem.listeners.contains(place) else {
         return unsafe invalidParameter(slot, offset: 256, inData: true)
@@ -139,9 +140,12 @@ extension NVMfConnection {
         return .refused(NVMe.Status.invalidHost)
       }
       table = subsystem.table
+      range = subsystem.controllerIDs
     }
     guard controllerID == 0xFFFF else { return unsafe invalidParameter(slot, offset: 16, inData: true) }
-    guard let id = target.freeControllerID() else { return .status(NVMe.Status.controllerBusy) }
+    guard let id = target.freeControllerID(of: subsystemNQN, in: range) else {
+      return .status(NVMe.Status.controllerBusy)
+    }
     let controller = unsafe NVMfController(
       id: id, subsystemNQN: subsystemNQN, hostNQN: hostNQN, hostID: hostID, table: table, admin: self,
       keepAlive: slot.pointee.field32(48), reactor: target.reactor)

@@ -28,6 +28,8 @@ final class NVMfTarget: Sendable {
     var serialNumber: String
     var modelNumber: String
     var maximumNamespaces: UInt32
+    /// The numbers that its controllers get.
+    var controllerIDs = NVMfControllers.allIDs
     var allowsAnyHost: Bool
     var hosts: [String] = []
     var namespaces: [UInt32: Namespace] = [:]
@@ -61,8 +63,7 @@ final class NVMfTarget: Sendable {
     var order: [String] = []
     var listeners: [ListenAddress: NVMfListener] = [:]
     var generation: UInt64 = 0
-    var controllers: [UInt16: NVMfController] = [:]
-    var nextController: UInt16 = 1
+    var controllers = NVMfControllers()
   }
 
   let reactor: Reactor
@@ -122,21 +123,18 @@ final class NVMfTarget: Sendable {
 
   // MARK: Controllers
 
-  var controllers: [NVMfController] { state.withLock { Array($0.controllers.values) } }
-  func controller(_ id: UInt16) -> NVMfController? { state.withLock { $0.controllers[id] } }
-  func keep(_ controller: NVMfController) { state.withLock { $0.controllers[controller.id] = controller } }
-  func forget(_ controller: NVMfController) { _ = state.withLock { $0.controllers.removeValue(forKey: controller.id) } }
+  var controllers: [NVMfController] { state.withLock { $0.controllers.all } }
+  func controller(_ id: UInt16, of nqn: String) -> NVMfController? { state.withLock { $0.controllers[nqn, id] } }
+  func keep(_ controller: NVMfController) {
+    state.withLock { $0.controllers[controller.subsystemNQN, controller.id] = controller }
+  }
+  func forget(_ controller: NVMfController) {
+    state.withLock { $0.controllers[controller.subsystemNQN, controller.id] = nil }
+  }
 
-  /// A number that no controller has; those that were given last come last again.
-  func freeControllerID() -> UInt16? {
-    state.withLock { state in
-      for _ in 0..<0xFFEF {
-        let id = state.nextController
-        state.nextController = id == 0xFFEF ? 1 : id + 1
-        if state.controllers[id] == nil { return id }
-      }
-      return nil
-    }
+  /// A number that no controller of the subsystem has, or nil where all are taken.
+  func freeControllerID(of nqn: String, in range: ClosedRange<UInt16>) -> UInt16? {
+    state.withLock { $0.controllers.takeFreeID(of: nqn, in: range) }
   }
 
   /// The ways that a host may see.

@@ -9,6 +9,7 @@ extension Methods {
     "bdev_delay_delete": { try $0.delete($1, DelayDevice.self, madeBy: "bdev_delay_create", $2) },
     "bdev_error_create": { try $0.createError($1, $2) },
     "bdev_error_inject_error": { try $0.injectError($1, $2) },
+    "bdev_error_resume_pending": { try $0.resumePending($1, $2) },
     "bdev_error_delete": { try $0.delete($1, ErrorDevice.self, madeBy: "bdev_error_create", $2) },
   ]
 
@@ -88,13 +89,22 @@ extension Methods {
     ]
     guard let chosen = kinds[type], let fault = ErrorDevice.Fault(rawValue: fault),
       fault != .corruptData || chosen == [.read],
-      let value = UInt8(exactly: try parameters.optionalUInt32("corrupt_value") ?? 0xFF)
+      let value = UInt8(exactly: try parameters.optionalUInt32("corrupt_value") ?? 0xFF), value > 0
     else { throw Methods.systemError(EINVAL) }
     device.inject(
       chosen,
       ErrorDevice.Injection(
         fault: fault, count: UInt64(try parameters.optionalUInt32("num") ?? 1),
         corruptOffset: try parameters.optionalUInt64("corrupt_offset") ?? 0, corruptValue: value))
+    reply(.success(true))
+  }
+
+  private func resumePending(_ request: Request, _ reply: Reply) throws {
+    let name = try Parameters(request, allowed: ["name"]).string("name")
+    guard let device = try inventory.requireDevice(name, "let requests go on of") as? ErrorDevice else {
+      throw Methods.systemError(ENODEV)
+    }
+    device.resumePending()
     reply(.success(true))
   }
 }

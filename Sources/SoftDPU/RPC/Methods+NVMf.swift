@@ -116,16 +116,28 @@ extension Methods {
     guard inventory.nvmf.subsystem(nqn) == nil else {
       throw ResponseError.internalError("Unable to create subsystem \(nqn)")
     }
+    let range = try controllerIDs(parameters)
     // SPDK's default.
     let count = most == 0 ? 32 : most
     let isOpen = try parameters.bool("allow_any_host")
     try nvmfCall(request) {
       try inventory.createSubsystem(
         NVMfTarget.Subsystem(
-          nqn: nqn, serialNumber: serial, modelNumber: model, maximumNamespaces: count, allowsAnyHost: isOpen,
-          table: NamespaceTable(count: Int(count))))
+          nqn: nqn, serialNumber: serial, modelNumber: model, maximumNamespaces: count,
+          controllerIDs: range, allowsAnyHost: isOpen, table: NamespaceTable(count: Int(count))))
     }
     reply(.success(true))
+  }
+
+  /// Which numbers the subsystem's controllers get.
+  private func controllerIDs(_ parameters: Parameters) throws -> ClosedRange<UInt16> {
+    let all = NVMfControllers.allIDs
+    let first = try parameters.optionalUInt16("min_cntlid") ?? all.lowerBound
+    let last = try parameters.optionalUInt16("max_cntlid") ?? all.upperBound
+    guard all.contains(first), all.contains(last), first <= last else {
+      throw ResponseError.invalidParams("Invalid cntlid range [\(first)-\(last)]")
+    }
+    return first...last
   }
 
   private func deleteSubsystem(_ request: Request, _ reply: @escaping Reply) throws {
@@ -162,7 +174,9 @@ extension Methods {
       "allow_any_host": .bool(subsystem.allowsAnyHost),
       "hosts": .array(subsystem.hosts.map { ["nqn": .string($0)] }),
       "serial_number": .string(subsystem.serialNumber), "model_number": .string(subsystem.modelNumber),
-      "max_namespaces": .integer(Int64(subsystem.maximumNamespaces)), "min_cntlid": 1, "max_cntlid": 65519,
+      "max_namespaces": .integer(Int64(subsystem.maximumNamespaces)),
+      "min_cntlid": .integer(Int64(subsystem.controllerIDs.lowerBound)),
+      "max_cntlid": .integer(Int64(subsystem.controllerIDs.upperBound)),
       "namespaces": .array(
         subsystem.namespaces.values.sorted { $0.id < $1.id }.map { namespace in
           var value: JSONValue = [

@@ -49,6 +49,12 @@ struct Parameters {
 
   func optionalBool(_ name: String) throws(Failure) -> Bool? { members[name] == nil ? nil : try bool(name) }
 
+  func optionalUInt16(_ name: String) throws(Failure) -> UInt16? {
+    guard let value = members[name] else { return nil }
+    guard let number = value.int64Value.flatMap({ UInt16(exactly: $0) }) else { throw Failure() }
+    return number
+  }
+
   func optionalUInt32(_ name: String) throws(Failure) -> UInt32? {
     guard let value = members[name] else { return nil }
     guard let number = value.int64Value.flatMap({ UInt32(exactly: $0) }) else { throw Failure() }

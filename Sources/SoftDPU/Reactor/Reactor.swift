@@ -33,6 +33,8 @@ final class Reactor: @unchecked Sendable {
   private static let entries: UInt32 = 2048
   private static let batch = 256
   private static let maximumDirty = 65536
+  /// How often, a millisecond apart, the end of the thread looks for the last completions.
+  private static let farewells = 200
 
   /// Starts the thread.
   init(number: Int) throws(SoftDPUError) {
@@ -62,6 +64,7 @@ final class Reactor: @unchecked Sendable {
       run()
       unsafe core.pointee.ring.destroy()
       unsafe core.pointee.deallocate()
+      unsafe core.deinitialize(count: 1)
       unsafe core.deallocate()
       ended.open()
     }
@@ -129,16 +132,26 @@ final class Reactor: @unchecked Sendable {
     }
     unsafe bellWatch.cancel(core.pointee.ring)
     unsafe clockWatch.cancel(core.pointee.ring)
-    unsafe core.pointee.ring.submit()
+    // What the kernel keeps alive, it lets go of with the last completion; a watch that nobody cancelled is not waited for.
+    for _ in 0..<Reactor.farewells where unsafe core.pointee.armedWatches > 0 {
+      unsafe takeCompletions(entries, waits: false)
+      if unsafe core.pointee.armedWatches > 0 { usleep(1000) }
+    }
   }
 
   /// One turn: wait, take what the kernel has, serve the queues.
   private func turn(_ entries: UnsafeMutablePointer<UnsafeMutablePointer<io_uring_cqe>?>) {
+    unsafe takeCompletions(entries, waits: core.pointee.dirtyCount == 0 && core.pointee.deferred.isEmpty)
+    serveDirty()
+    if unsafe !core.pointee.deferred.isEmpty { runDeferred() }
+  }
+
+  private func takeCompletions(
+    _ entries: UnsafeMutablePointer<UnsafeMutablePointer<io_uring_cqe>?>, waits: Bool
+  ) {
     let core = unsafe self.core
     let ring = unsafe core.pointee.ring
-    let submitted =
-      unsafe core.pointee.dirtyCount == 0 && core.pointee.deferred.isEmpty
-      ? ring.submitAndWait(1) : ring.submitAndCollect()
+    let submitted = waits ? ring.submitAndWait(1) : ring.submitAndCollect()
     // What the kernel did not take stays in the ring. Without a pause the thread would ask for it in a circle.
     if Retry(afterRequest: Int(submitted)) == .later { usleep(1000) }
     unsafe core.pointee.now = clinux_monotonic_nanoseconds()
@@ -170,8 +183,6 @@ final class Reactor: @unchecked Sendable {
       ring.advance(count)
       if count < UInt32(Reactor.batch) { break }
     }
-    serveDirty()
-    if unsafe !core.pointee.deferred.isEmpty { runDeferred() }
   }
 
   private func runDeferred() {

@@ -38,6 +38,8 @@ struct ReactorCore {
   /// The other half of `dirty`: the two change places at each turn.
   let turn: UnsafeMutablePointer<UnsafeMutablePointer<VirtQueue>>
   let capacity: Int
+  /// Watches whose address the kernel has.
+  var armedWatches = 0
   /// The eight bytes that ring every guest's bell.
   let one: UnsafeMutablePointer<UInt64>
 

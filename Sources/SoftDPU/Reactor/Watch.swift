@@ -43,6 +43,7 @@ final class Watch {
     guard !isArmed, !isCancelled else { return }
     guard let entry = unsafe core.pointee.ring.next() else { return unsafe armLater(core) }
     isArmed = true
+    unsafe core.pointee.armedWatches += 1
     _ = unsafe Unmanaged.passRetained(self)
     unsafe clinux_prep_poll(entry, fd, UInt32(POLLIN) | Watch.hangup, data)
   }
@@ -72,7 +73,9 @@ final class Watch {
   ) {
     let reference = unsafe Unmanaged<Watch>.fromOpaque(pointer)
     unsafe reference._withUnsafeGuaranteedRef { unsafe $0.handle(result, hasMore: hasMore, core) }
-    if !hasMore { unsafe reference.release() }
+    guard !hasMore else { return }
+    unsafe core.pointee.armedWatches -= 1
+    unsafe reference.release()
   }
 
   private func handle(_ result: CInt, hasMore: Bool, _ core: UnsafeMutablePointer<ReactorCore>) {
