@@ -79,6 +79,7 @@ let package = Package(
     .target(
       name: "CLinux",
       linkerSettings: [.linkedLibrary("uring"), .linkedLibrary("ssl"), .linkedLibrary("crypto")]),
+    room("Deadlines", []),
     room("Files", [], settings: dataPlane),
     room("JSON", []),
     room("JSONRPC", ["CLinux", "JSON"]),
@@ -92,8 +93,8 @@ let package = Package(
     room(
       "SoftHost",
       [
-        "Files", "JSON", "CLinux", "JSONRPC", "Telemetry", "WebServer", hummingbird, httpTypes, logging, nioCore,
-        nioPosix, subprocess, systemPackage,
+        "Deadlines", "Files", "JSON", "CLinux", "JSONRPC", "Telemetry", "WebServer", hummingbird, httpTypes, logging,
+        nioCore, nioPosix, subprocess, systemPackage,
       ]),
 
     // What a DPU and a BMC offer, over their own protocols.
@@ -104,16 +105,16 @@ let package = Package(
     room(
       "OPIBridge",
       ["DPU", "Files", "JSON", "JSONRPC", "OPI", "Telemetry", grpcCore, grpcTransport, logging, protobuf]),
-    room("BMC", ["JSON", httpClient, logging, nioCore, nioHTTP1, nioSSL, subprocess, systemPackage]),
+    room("BMC", ["Deadlines", "JSON", httpClient, logging, nioCore, nioHTTP1, nioSSL, subprocess, systemPackage]),
 
     // Kubernetes, without any domain.
     room(
       "Kubernetes",
       [
-        "JSON", "Telemetry", httpClient, logging, nioCore, nioHTTP1, nioPosix, nioSSL, nioWebSocket, subprocess,
-        systemPackage, yams,
+        "Deadlines", "JSON", "Telemetry", httpClient, logging, nioCore, nioHTTP1, nioPosix, nioSSL, nioWebSocket,
+        subprocess, systemPackage, yams,
       ]),
-    room("Reconciler", ["JSON", "Kubernetes", "Telemetry", "WebServer", logging]),
+    room("Reconciler", ["Deadlines", "JSON", "Kubernetes", "Telemetry", "WebServer", logging]),
 
     // Domains.
     room("IaaS", ["JSON", "Kubernetes"]),
@@ -192,6 +193,7 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["CLinux", logging, subprocess, systemPackage], path: "Tests/TestSupport",
       swiftSettings: common),
+    tests("Deadlines"),
     tests("Files"),
     tests("JSON"),
     tests("JSONRPC", ["JSON"]),

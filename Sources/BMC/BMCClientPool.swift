@@ -30,9 +30,12 @@ public final class BMCClientPool: Sendable {
     configuration.redirectConfiguration = .disallow
     configuration.timeout.connect = .nanoseconds(limits.connect.nanoseconds)
     configuration.connectionPool.retryConnectionEstablishment = false
-    // Long enough for what belongs together; a thousand connections that are open for nothing are memory, here and in
-    // the BMCs.
-    configuration.connectionPool.idleTimeout = .seconds(5)
+    // Long enough for what belongs together; a thousand connections that are open for nothing are memory, here (100 KB
+    // each with TLS) and in the BMCs.
+    configuration.connectionPool.idleTimeout = .seconds(2)
+    // A BMC is asked one thing at a time; only a sign-out may come beside that. Each pool has room for that many from the
+    // beginning.
+    configuration.connectionPool.concurrentHTTP1ConnectionsPerHostSoftLimit = 2
     configuration.httpVersion = .http1Only
     http = HTTPClient(eventLoopGroupProvider: .singleton, configuration: configuration)
   }

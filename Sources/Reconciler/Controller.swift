@@ -1,3 +1,4 @@
+import Deadlines
 import Kubernetes
 public import Logging
 public import Telemetry

@@ -1,3 +1,4 @@
+import Deadlines
 import Synchronization
 
 /// Wakes those who wait for work. A signal that nobody waits for is kept for the next one who comes, once.
@@ -6,6 +7,8 @@ package final class Signal: Sendable {
     var isPending = false
     var nextID = 0
     var waiters: [(id: Int, continuation: CheckedContinuation<Void, Never>)] = []
+    /// Those who are about to wait; who is taken out here need not begin.
+    var coming: Set<Int> = []
   }
 
   private let state = Mutex(State())
@@ -34,42 +37,43 @@ package final class Signal: Sendable {
     for waiter in waiters { waiter.continuation.resume() }
   }
 
-  /// Waits for a signal, or until the task is cancelled.
-  package func wait() async {
+  /// Waits for a signal, but not beyond `deadline`, or until the task is cancelled.
+  package func wait(until deadline: ContinuousClock.Instant? = nil) async {
     let id = state.withLock { state in
       state.nextID += 1
+      state.coming.insert(state.nextID)
       return state.nextID
     }
+    let ticket = deadline.map { Deadlines.shared.add($0) { self.release(id) } }
     await withTaskCancellationHandler {
       await withCheckedContinuation { (continuation: CheckedContinuation<Void, Never>) in
         let resumeNow = state.withLock { state in
+          let isReleased = state.coming.remove(id) == nil
           if state.isPending {
             state.isPending = false
             return true
           }
-          if Task.isCancelled { return true }
+          if isReleased { return true }
           state.waiters.append((id, continuation))
           return false
         }
         if resumeNow { continuation.resume() }
       }
     } onCancel: {
-      let waiter = state.withLock { state -> CheckedContinuation<Void, Never>? in
-        guard let index = state.waiters.firstIndex(where: { $0.id == id }) else { return nil }
-        return state.waiters.remove(at: index).continuation
-      }
-      waiter?.resume()
+      release(id)
     }
+    if let ticket { Deadlines.shared.remove(ticket) }
   }
 
-  /// Waits for a signal, but not beyond `deadline`.
-  package func wait(until deadline: ContinuousClock.Instant?) async {
-    guard let deadline else { return await wait() }
-    await withTaskGroup(of: Void.self) { group in
-      group.addTask { await self.wait() }
-      group.addTask { try? await Task.sleep(until: deadline, clock: .continuous) }
-      _ = await group.next()
-      group.cancelAll()
+  /// Ends the waiting of one who got no signal.
+  private func release(_ id: Int) {
+    let waiter = state.withLock { state -> CheckedContinuation<Void, Never>? in
+      guard let index = state.waiters.firstIndex(where: { $0.id == id }) else {
+        state.coming.remove(id)
+        return nil
+      }
+      return state.waiters.remove(at: index).continuation
     }
+    waiter?.resume()
   }
 }

@@ -1,3 +1,4 @@
+import Deadlines
 import Synchronization
 
 /// Wakes one waiting task; rings while nobody waits are remembered as one.

@@ -54,6 +54,8 @@ struct BMControllerCommand: AsyncParsableCommand {
 
   func run() async throws {
     LoggingSetup.bootstrap(level: logLevel)
+    let upkeep = AllocatorUpkeep()
+    defer { withExtendedLifetime(upkeep) {} }
     let logger = Logger(label: "bm-controller")
     let registry = MetricsRegistry()
     // Each BMC is a connection.

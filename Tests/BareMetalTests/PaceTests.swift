@@ -36,7 +36,11 @@ struct PaceTests {
     var starting = status(.starting, host: "h")
     #expect(consider(pending, starting, at: 2100) == .wait(.milliseconds(900)))
     starting.bootedAt = MicroTimestamp(microseconds: 1)
-    #expect(consider(pending, starting, at: 2200) == .write, "a boot is remembered, with its host")
+    #expect(consider(pending, starting, at: 2200) == .wait(.milliseconds(800)), "plans know of the boot all the same")
+    #expect(consider(pending, starting, at: 3000) == .write)
+    pace.notWritten(Self.key)
+    #expect(consider(pending, starting, at: 3050) == .write, "what is refused does not wait from the beginning")
+    #expect(consider(starting, starting, at: 3060) == .nothing)
     let moved = status(.provisioning, host: "other")
     #expect(consider(provisioning, moved, at: 2250) == .write, "of two hosts this is the one that counts")
     var secondBoot = provisioning
@@ -55,6 +59,9 @@ struct PaceTests {
     var next = starting
     next.boot = 2
     #expect(consider(starting, next, at: 3200) == .write)
+    var second = next
+    second.bootedAt = nil
+    #expect(consider(second, next, at: 3250) == .write, "a later boot is one that somebody asked for and waits for")
     var generation = starting
     generation.observedGeneration = 2
     #expect(consider(starting, generation, at: 3300) == .wait(.seconds(1)), "the first one tells nobody anything")
@@ -74,17 +81,41 @@ struct PaceTests {
     let pending = status(.pending)
     for number in 0..<100 { _ = consider(number, pending, at: 0) }
     #expect(consider(0, pending, at: 1000) == .wait(.seconds(4)))
-    for number in 100..<1000 { _ = consider(number, pending, at: 1000) }
-    #expect(consider(0, pending, at: 2000) == .wait(.seconds(8)), "and no longer than that")
-    #expect(consider(0, pending, at: 10_000) == .write)
+    for number in 100..<2000 { _ = consider(number, pending, at: 1000) }
+    #expect(consider(0, pending, at: 2000) == .wait(.seconds(58)), "and no longer than that")
+    #expect(consider(0, pending, at: 60_000) == .write)
     var running = status(.running, host: "h", ready: true)
     running.bootedAt = MicroTimestamp(microseconds: 1)
     #expect(consider(1, running, at: 2000) == .write)
     var broken = pending
     broken.conditions?.set("VolumesReady", .false, reason: "SourceNotFound", message: "no such claim")
     #expect(consider(2, broken, at: 2000) == .write)
-    for number in 3..<1000 { pace.forget(ObjectKey(namespace: "t", name: "m\(number)")) }
+    #expect(pace.isCrowded)
+    for number in 3..<2000 { pace.forget(ObjectKey(namespace: "t", name: "m\(number)")) }
     #expect(consider(5, pending, at: 2000) == .wait(.seconds(1)), "when the others are done, it is as with one")
+    #expect(!pace.isCrowded)
+  }
+
+  @Test("Where many start, a first start that goes as it should has no events; everything else has")
+  func events() {
+    func reasons(_ old: Status?, _ new: Status) -> [String] {
+      machineEvents(from: old, to: new, isOneOfMany: true).map(\.reason)
+    }
+    let running = status(.running, host: "h", ready: true)
+    let starting = status(.starting, host: "h")
+    #expect(reasons(nil, starting).isEmpty && reasons(starting, running).isEmpty && reasons(nil, running).isEmpty)
+    #expect(machineEvents(from: starting, to: running).map(\.reason) == ["Running"], "a single one is followed")
+    var broken = starting
+    broken.conditions?.set("Attached", .false, reason: "AttachFailed", message: "no such file")
+    #expect(reasons(nil, broken) == ["AttachFailed"])
+    #expect(reasons(broken, running) == ["Running"], "that trouble is over is news")
+    #expect(reasons(running, status(.stopping, host: "h")) == ["Stopping"])
+    #expect(reasons(status(.stopped, host: "h"), starting) == ["Starting"])
+    var again = starting
+    again.boot = 2
+    var up = running
+    up.boot = 2
+    #expect(reasons(again, up) == ["Running"])
   }
 
   @Test("A moment that was seen is not lost by waiting, unless another machine has the name by now")
@@ -107,6 +138,23 @@ struct PaceTests {
     #expect(pace.completed(written).status?.timeline?.applied?.microseconds == 5, "what is written counts")
     pace.forget(Self.key)
     #expect(pace.completed(machine("u")).status == nil)
+
+    seen.phase = .starting
+    seen.host = "h"
+    seen.bootedAt = MicroTimestamp(microseconds: 30)
+    seen.timeline?.poweredOn = seen.bootedAt
+    seen.timeline?.ownSeconds = 0.02
+    #expect(pace.consider(Self.key, uid: "u", old: nil, new: seen, at: .zero) == .wait(.seconds(1)))
+    let known = pace.completed(machine("u")).status
+    #expect(known?.host == "h" && known?.boot == 1 && known?.bootedAt == seen.bootedAt)
+    #expect(known?.timeline?.poweredOn == seen.bootedAt && known?.timeline?.ownSeconds == 0.02)
+    var elsewhere = machine("u")
+    elsewhere.status = status(.provisioning, host: "other")
+    #expect(pace.completed(elsewhere).status?.bootedAt == nil, "it was seen on another host")
+    var later = machine("u")
+    later.status = status(.starting, host: "h")
+    later.status?.boot = 2
+    #expect(pace.completed(later).status?.bootedAt == nil, "that boot is over")
   }
 
   @Test("A handler reports what frees or holds up others at once, and devices that come a moment later")
@@ -117,9 +165,9 @@ struct PaceTests {
     #expect(pace.consider(old: nil, new: old, at: .zero) == .write)
     var more = old
     more.slots = [.init(name: "blk-00-v", kind: .disk)]
-    #expect(pace.consider(old: old, new: more, at: .zero) == .wait(.seconds(1)))
-    #expect(pace.consider(old: old, new: more, at: .milliseconds(900)) == .wait(.milliseconds(100)))
-    #expect(pace.consider(old: old, new: more, at: .seconds(1)) == .write)
+    #expect(pace.consider(old: old, new: more, at: .zero) == .wait(.seconds(2)))
+    #expect(pace.consider(old: old, new: more, at: .milliseconds(1900)) == .wait(.milliseconds(100)))
+    #expect(pace.consider(old: old, new: more, at: .seconds(2)) == .write)
     #expect(pace.consider(old: more, new: old, at: .seconds(2)) == .write, "a device that goes frees the host")
     var booted = more
     booted.boot = "b"
@@ -128,7 +176,7 @@ struct PaceTests {
     var leased = booted
     leased.interfaces?[0].address = "192.0.2.1"
     leased.interfaces?[0].leasedAt = MicroTimestamp(microseconds: 1)
-    #expect(pace.consider(old: booted, new: leased, at: .seconds(4)) == .wait(.seconds(1)))
+    #expect(pace.consider(old: booted, new: leased, at: .seconds(4)) == .wait(.seconds(2)))
     leased.interfaces?[0].reachable = true
     #expect(pace.consider(old: booted, new: leased, at: .milliseconds(4300)) == .write, "with the ping it is whole")
     var silent = leased

@@ -1,4 +1,5 @@
 import AsyncHTTPClient
+import Deadlines
 import JSON
 import Logging
 import NIOHTTP1

@@ -1,4 +1,5 @@
 import AsyncHTTPClient
+import Deadlines
 import JSON
 import NIOCore
 import NIOHTTP1

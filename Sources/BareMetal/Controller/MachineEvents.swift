@@ -16,11 +16,14 @@ package struct PlannedEvent: Sendable, Hashable {
 }
 
 /// The events of a change of status: one for each transition, none for what stays.
+/// - Parameter isOneOfMany: Whether so many machines start that nobody follows each of them. Then a first start that goes
+///   as it should has no events: its moments are in `status.timeline`, and each event is one write more.
 package func machineEvents(
-  from old: BareMetalMachine.Status?, to new: BareMetalMachine.Status
+  from old: BareMetalMachine.Status?, to new: BareMetalMachine.Status, isOneOfMany: Bool = false
 ) -> [PlannedEvent] {
   var events: [PlannedEvent] = []
-  if let phase = new.phase, phase != old?.phase {
+  let isDull = isOneOfMany && isOrderlyStart(from: old, to: new)
+  if let phase = new.phase, phase != old?.phase, !isDull {
     var message: String
     switch phase {
     case .pending: message = new.message ?? "accepted"
@@ -59,6 +62,13 @@ package func machineEvents(
     }
   }
   return events
+}
+
+/// Whether a machine goes on in its first start, and nothing was in the way of it before.
+private func isOrderlyStart(from old: BareMetalMachine.Status?, to new: BareMetalMachine.Status) -> Bool {
+  guard new.boot ?? 1 == 1, old?.conditions?.contains(where: { $0.isTrouble }) != true else { return false }
+  let phases: Set<BareMetalMachine.Phase?> = [nil, .pending, .provisioning, .starting]
+  return phases.contains(old?.phase) && (new.phase == .running || phases.contains(new.phase))
 }
 
 extension Condition {

@@ -64,8 +64,10 @@ package struct MachineReconciler: Reconcile {
     let steps = plan.steps
     let status = plan.status
     let current = machine
-    let verdict = memory.pace.withLock {
-      $0.consider(key, uid: uid, old: machine.status, new: status, at: memory.start.duration(to: .now))
+    let (verdict, isOneOfMany) = memory.pace.withLock { pace in
+      let verdict = pace.consider(
+        key, uid: uid, old: current.status, new: status, at: memory.start.duration(to: .now))
+      return (verdict, pace.isCrowded)
     }
     // The steps are independent of each other and of the status, which tells what was seen before them.
     let failures = await withTaskGroup(of: (any Error)?.self) { group in
@@ -82,9 +84,10 @@ package struct MachineReconciler: Reconcile {
       if verdict == .write {
         group.addTask {
           do {
-            try await writeStatus(status, of: current)
+            try await writeStatus(status, of: current, isOneOfMany: isOneOfMany)
             return nil
           } catch {
+            memory.pace.withLock { $0.notWritten(key) }
             return error
           }
         }
@@ -131,7 +134,9 @@ package struct MachineReconciler: Reconcile {
     return false
   }
 
-  private func writeStatus(_ status: BareMetalMachine.Status, of machine: BareMetalMachine) async throws {
+  private func writeStatus(
+    _ status: BareMetalMachine.Status, of machine: BareMetalMachine, isOneOfMany: Bool
+  ) async throws {
     let old = try MergePatch.json(machine.status)
     guard let patch = MergePatch.difference(from: old, to: try MergePatch.json(status)) else { return }
     do {
@@ -139,7 +144,7 @@ package struct MachineReconciler: Reconcile {
     } catch let error as KubernetesError where error.code == .notFound {
       return
     }
-    for event in machineEvents(from: machine.status, to: status) {
+    for event in machineEvents(from: machine.status, to: status, isOneOfMany: isOneOfMany) {
       events?.event(regarding: machine, type: event.type, reason: event.reason, message: event.message)
     }
     metrics?.observe(from: machine.status, to: status)

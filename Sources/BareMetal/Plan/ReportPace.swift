@@ -4,7 +4,7 @@ package import IaaS
 /// before the first ping, wait a moment for what follows. Pure.
 package struct ReportPace: Sendable {
   /// For how long a report may wait.
-  package static let patience: Duration = .seconds(1)
+  package static let patience: Duration = .seconds(2)
 
   package enum Verdict: Sendable, Hashable {
     case nothing

@@ -7,10 +7,14 @@ import Reconciler
 ///
 /// Where many machines have such news at the same time, nobody follows each of them, and every write makes all wait for
 /// longer: then it waits until there are about 20 a second.
+///
+/// That the server was seen on in a machine's first boot waits as well, mostly until the guest answers. Plans go on from
+/// it meanwhile (`completed`). Who starts anew without knowing it finds the server on with everything in place, and says
+/// the same.
 package struct StatusPace: Sendable {
   /// For how long news may wait where few machines have any, and where a fleet starts.
   package static let patience: Duration = .seconds(1)
-  package static let patienceMaximum: Duration = .seconds(10)
+  package static let patienceMaximum: Duration = .seconds(60)
   package static let patienceForEach: Duration = .milliseconds(50)
 
   package enum Verdict: Sendable, Hashable {
@@ -23,6 +27,11 @@ package struct StatusPace: Sendable {
     var uid: String
     var since: Duration
     var timeline: BareMetalMachine.Timeline?
+    /// The host of the first boot, and when its server was seen on.
+    var host: String?
+    var bootedAt: MicroTimestamp?
+    /// It is being written. What is known of it stays until it is seen in the machine: a write may fail.
+    var isHandedOver = false
   }
 
   private var drafts: [ObjectKey: Draft] = [:]
@@ -38,21 +47,26 @@ package struct StatusPace: Sendable {
       drafts[key] = nil
       return .nothing
     }
-    let since = drafts[key].flatMap { $0.uid == uid ? $0.since : nil } ?? time
+    let since = drafts[key].flatMap { $0.uid == uid && !$0.isHandedOver ? $0.since : nil } ?? time
     let waited = time - since
     let patience = min(max(Self.patience, Self.patienceForEach * drafts.count), Self.patienceMaximum)
-    guard waited < patience, !Self.isUrgent(from: old, to: new) else {
-      drafts[key] = nil
-      return .write
-    }
-    // The moments that were seen are kept for the time when they are written.
-    drafts[key] = Draft(uid: uid, since: since, timeline: new.timeline)
-    return .wait(patience - waited)
+    // What was seen is kept for the time when it is written.
+    var draft = Draft(uid: uid, since: since, timeline: new.timeline)
+    if Self.isFirstBoot(new) { (draft.host, draft.bootedAt) = (new.host, new.bootedAt) }
+    draft.isHandedOver = waited >= patience || Self.isUrgent(from: old, to: new)
+    drafts[key] = draft
+    return draft.isHandedOver ? .write : .wait(patience - waited)
   }
+
+  /// Whether so many machines have news of progress that nobody follows each of them.
+  package var isCrowded: Bool { Self.patienceForEach * drafts.count > Self.patience }
 
   package mutating func forget(_ key: ObjectKey) { drafts[key] = nil }
 
-  /// The machine with the moments that were seen and are not written yet.
+  /// The write did not come through: what waited has waited as long as before.
+  package mutating func notWritten(_ key: ObjectKey) { drafts[key]?.isHandedOver = false }
+
+  /// The machine with what was seen and is not written yet: the moments, and that its server was on in its first boot.
   package func completed(_ machine: BareMetalMachine) -> BareMetalMachine {
     guard let draft = drafts[machine.key], draft.uid == machine.metadata.uid, let seen = draft.timeline else {
       return machine
@@ -65,6 +79,15 @@ package struct StatusPace: Sendable {
     timeline.volumesReady = timeline.volumesReady ?? seen.volumesReady
     timeline.disksAttached = timeline.disksAttached ?? seen.disksAttached
     timeline.leased = timeline.leased ?? seen.leased
+    if let bootedAt = draft.bootedAt, status.bootedAt == nil, Self.isFirstBoot(status),
+      status.host == nil || status.host == draft.host
+    {
+      status.host = draft.host
+      status.boot = 1
+      status.bootedAt = bootedAt
+      timeline.poweredOn = timeline.poweredOn ?? seen.poweredOn
+      timeline.ownSeconds = timeline.ownSeconds ?? seen.ownSeconds
+    }
     status.timeline = timeline
     machine.status = status
     return machine
@@ -73,11 +96,10 @@ package struct StatusPace: Sendable {
   /// Whether the next plan, another machine or a person depends on the change.
   private static func isUrgent(from old: BareMetalMachine.Status?, to new: BareMetalMachine.Status) -> Bool {
     let before = old ?? BareMetalMachine.Status()
+    guard before.boot ?? 1 == new.boot ?? 1, before.observedRestart == new.observedRestart else { return true }
     // The first host can wait for the boot there: claim and attachments name it as well. Another host cannot.
-    guard before.host == new.host || (before.host == nil && before.boot ?? 1 == new.boot ?? 1),
-      before.bootedAt == new.bootedAt, before.observedRestart == new.observedRestart
-    else { return true }
-    if let boot = before.boot, boot != new.boot { return true }
+    guard before.host == new.host || before.host == nil else { return true }
+    guard before.bootedAt == new.bootedAt || (before.bootedAt == nil && isFirstBoot(new)) else { return true }
     if let generation = before.observedGeneration, generation != new.observedGeneration { return true }
     if before.phase != new.phase {
       // Several steps may be told as one, where none was told yet.
@@ -88,6 +110,8 @@ package struct StatusPace: Sendable {
     // Trouble, or the end of it.
     return trouble(before) != trouble(new) || machineEvents(from: old, to: new).contains { $0.type == .warning }
   }
+
+  private static func isFirstBoot(_ status: BareMetalMachine.Status) -> Bool { status.boot ?? 1 == 1 }
 
   /// How far on the way to its first sign of life a machine is; nil for what is no part of that way.
   private static func progress(_ phase: BareMetalMachine.Phase?) -> Int? {

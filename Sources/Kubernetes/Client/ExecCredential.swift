@@ -1,3 +1,4 @@
+import Deadlines
 import JSON
 import Subprocess
 import SystemPackage

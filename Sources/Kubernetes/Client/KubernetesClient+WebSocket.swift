@@ -1,3 +1,4 @@
+import Deadlines
 import NIOCore
 import NIOHTTP1
 import NIOPosix

@@ -1,4 +1,5 @@
 import AsyncHTTPClient
+import Deadlines
 public import JSON
 public import Logging
 import NIOCore

@@ -1,3 +1,4 @@
+import Deadlines
 import JSON
 public import Kubernetes
 public import Logging

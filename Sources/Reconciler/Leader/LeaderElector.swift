@@ -1,3 +1,4 @@
+import Deadlines
 public import Kubernetes
 public import Logging
 import Synchronization

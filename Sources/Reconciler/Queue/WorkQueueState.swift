@@ -1,3 +1,4 @@
+import Deadlines
 import Kubernetes
 
 /// The limits of a work queue.

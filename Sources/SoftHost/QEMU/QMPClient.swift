@@ -1,3 +1,4 @@
+import Deadlines
 import JSON
 import JSONRPC
 import Synchronization

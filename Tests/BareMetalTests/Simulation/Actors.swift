@@ -86,7 +86,7 @@ final class SimulatedController {
       let new = try? MergePatch.json(plan.status),
       let patch = MergePatch.difference(from: old, to: new)
     else { return }
-    try? await world.patchStatus(of: machine, patch)
+    do { try await world.patchStatus(of: machine, patch) } catch { pace.notWritten(key) }
   }
 
   private func collect(_ key: ObjectKey, uid: String?) async {

@@ -1,6 +1,6 @@
 /// Keys with the moments at which they are due: a binary heap with one valid entry per key. Pure.
-struct DelayHeap<Key: Hashable & Sendable>: Sendable {
-  typealias Instant = ContinuousClock.Instant
+package struct DelayHeap<Key: Hashable & Sendable>: Sendable {
+  package typealias Instant = ContinuousClock.Instant
 
   private struct Entry: Sendable {
     var due: Instant
@@ -11,29 +11,31 @@ struct DelayHeap<Key: Hashable & Sendable>: Sendable {
   private var heap: [Entry] = []
   private var due: [Key: Instant] = [:]
 
-  var count: Int { due.count }
+  package init() {}
 
-  func contains(_ key: Key) -> Bool { due[key] != nil }
+  package var count: Int { due.count }
+
+  package func contains(_ key: Key) -> Bool { due[key] != nil }
 
   /// When the next key is due.
-  mutating func next() -> Instant? {
+  package mutating func next() -> Instant? {
     discardReplaced()
     return heap.first?.due
   }
 
-  mutating func set(_ key: Key, due instant: Instant) {
+  package mutating func set(_ key: Key, due instant: Instant) {
     due[key] = instant
     heap.append(Entry(due: instant, key: key))
     siftUp(heap.count - 1)
     if heap.count > 2 * due.count + 64 { rebuild() }
   }
 
-  mutating func remove(_ key: Key) { due[key] = nil }
+  package mutating func remove(_ key: Key) { due[key] = nil }
 
-  func due(_ key: Key) -> Instant? { due[key] }
+  package func due(_ key: Key) -> Instant? { due[key] }
 
   /// Takes a key out that is due by `now`.
-  mutating func pop(now: Instant) -> Key? {
+  package mutating func pop(now: Instant) -> Key? {
     discardReplaced()
     guard let first = heap.first, first.due <= now else { return nil }
     removeFirst()
