@@ -254,6 +254,8 @@ private final class WebSocketBridge: Sendable {
 
   func localGone() {
     guard let web = state.value.web else { return }
+    // Behind the end of the other direction, NIO tells this one's as that of the whole socket.
+    if state.value.webEnded { localEnded() }
     var reason = web.allocator.buffer(capacity: 2)
     reason.write(webSocketErrorCode: .normalClosure)
     let frame = WebSocketFrame(fin: true, opcode: .connectionClose, maskKey: .random(), data: reason)

@@ -42,8 +42,10 @@ package struct MachineAddress: Sendable, Hashable, CustomStringConvertible {
       default: return nil
       }
     }
-    if bytes.prefix(15).allSatisfy({ $0 == 0 }) {
-      return bytes[15] == 0 ? "it is unspecified" : bytes[15] == 1 ? "it is a loopback address" : "it is reserved"
+    // Also IPv4 addresses in their old clothes (RFC 4291, section 2.5.5.1), which mean nothing any more.
+    if bytes.prefix(12).allSatisfy({ $0 == 0 }) {
+      let isShort = bytes.prefix(15).allSatisfy { $0 == 0 }
+      return isShort && bytes[15] == 1 ? "it is a loopback address" : "it is unspecified or reserved"
     }
     if bytes[0] == 0xFF { return "it is a multicast address" }
     if bytes[0] == 0xFE, bytes[1] & 0xC0 == 0x80 { return "it is a link-local address" }

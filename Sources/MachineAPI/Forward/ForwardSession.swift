@@ -128,9 +128,11 @@ final class ForwardSession {
     if clientEnded { finish() }
   }
 
-  func guestGone() {
+  /// - Parameter isBroken: it ended by an error.
+  func guestGone(isBroken: Bool) {
     guard !isEnding else { return }
-    if guestEnded, clientEnded { finish() } else { end(1011, "the connection to the machine broke") }
+    // Behind the end of its own direction, NIO tells the other's as that of the whole connection.
+    if clientEnded, !isBroken { endOfGuest() } else { end(1011, "the connection to the machine broke") }
   }
 
   // MARK: The end
@@ -140,6 +142,9 @@ final class ForwardSession {
     guard !isEnding else { return }
     isEnding = true
     clientEnded = true
+    // From now on only the client's own end is waited for, as long as it gives signs.
+    heardAt = .now()
+    if isClientPaused { readClient(true) }
     client.endWebSocket(1000, "", within: nil)
     if let guest {
       self.guest = nil
@@ -161,6 +166,10 @@ final class ForwardSession {
 
   func sweep(_ now: NIODeadline, _ limits: ForwardLimits) {
     guard isOpen else { return }
+    if isEnding {
+      if now - heardAt > limits.silence { client.close(promise: nil) }
+      return
+    }
     // Whose client is not read cannot be heard.
     if !isClientPaused, now - heardAt > limits.silence {
       end(1001, "no sign of the client")
@@ -195,14 +204,19 @@ final class ForwardSession {
 final class ForwardGuest: ChannelInboundHandler {
   typealias InboundIn = ByteBuffer
   private let session: ForwardSession
+  private var isBroken = false
 
   init(session: ForwardSession) { self.session = session }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) { session.guestRead(unwrapInboundIn(data)) }
   func channelReadComplete(context: ChannelHandlerContext) { session.guestPaused() }
   func channelWritabilityChanged(context: ChannelHandlerContext) { session.guestWritable(context.channel.isWritable) }
-  func channelInactive(context: ChannelHandlerContext) { session.guestGone() }
-  func errorCaught(context: ChannelHandlerContext, error: any Error) { context.close(promise: nil) }
+  func channelInactive(context: ChannelHandlerContext) { session.guestGone(isBroken: isBroken) }
+
+  func errorCaught(context: ChannelHandlerContext, error: any Error) {
+    isBroken = true
+    context.close(promise: nil)
+  }
 
   func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
     if case ChannelEvent.inputClosed? = event as? ChannelEvent { session.endOfGuest() }
