@@ -31,19 +31,23 @@ extension KubernetesClient {
   ///
   /// - Parameters:
   ///   - path: starts with `/`; already percent-encoded.
-  ///   - descriptor: a connected stream socket, which is closed at the end, whatever the end is.
+  ///   - ending: the text message that stands for the end of one direction, sent and understood, where the other one may
+  ///     go on; without it the end of either side ends both.
+  ///   - descriptor: a connected stream socket, which is closed at the end, whatever the end is. With `ending` it is reset
+  ///     where the WebSocket breaks before both directions ended, so that a part is not taken for the whole.
   ///   - onEvent: called on an event loop; must not wait.
   /// - Throws: `KubernetesError` where the server does not accept it, with the server's own words.
   public func carry(
-    path: String, query: [(String, String)] = [], subprotocol: String, over descriptor: CInt,
-    onEvent: @escaping @Sendable (WebSocketEvent) -> Void
+    path: String, query: [(String, String)] = [], subprotocol: String, ending: [UInt8]? = nil,
+    over descriptor: CInt, onEvent: @escaping @Sendable (WebSocketEvent) -> Void
   ) async throws {
     let operation = "open a WebSocket at \(path)"
     let local: any Channel
-    let bridge = WebSocketBridge(loop: Transport.eventLoopGroup.next(), onEvent: onEvent)
+    let bridge = WebSocketBridge(loop: Transport.eventLoopGroup.next(), ending: ending, onEvent: onEvent)
     do {
       local = try await ClientBootstrap(group: bridge.loop)
         .channelOption(.autoRead, value: false)
+        .channelOption(.allowRemoteHalfClosure, value: ending != nil)
         .channelInitializer { channel in bridge.addLocal(to: channel) }
         .withConnectedSocket(descriptor).get()
     } catch {
@@ -57,11 +61,13 @@ extension KubernetesClient {
       let web = try await connect(call, subprotocol, as: credential, bridge)
       try await withTaskCancellationHandler {
         try await web.closeFuture.get()
+        // What came before the end is still on its way to whoever reads.
+        if ending == nil { local.close(promise: nil) }
+        try? await local.closeFuture.get()
       } onCancel: {
         web.close(promise: nil)
+        local.close(promise: nil)
       }
-      local.close(promise: nil)
-      try? await local.closeFuture.get()
     } catch {
       local.close(promise: nil)
       throw translate(error, operation: operation)
@@ -198,16 +204,20 @@ private final class WebSocketBridge: Sendable {
     var local: (any Channel)?
     var isMessageText = false
     var text: [UInt8] = []
+    var localEnded = false
+    var webEnded = false
   }
 
   private static let textMax = 64 << 10
 
   let loop: any EventLoop
+  private let ending: [UInt8]?
   private let onEvent: @Sendable (WebSocketEvent) -> Void
   private let state: NIOLoopBoundBox<State>
 
-  init(loop: any EventLoop, onEvent: @escaping @Sendable (WebSocketEvent) -> Void) {
+  init(loop: any EventLoop, ending: [UInt8]?, onEvent: @escaping @Sendable (WebSocketEvent) -> Void) {
     self.loop = loop
+    self.ending = ending
     self.onEvent = onEvent
     state = NIOLoopBoundBox.makeBoxSendingValue(State(), eventLoop: loop)
   }
@@ -244,13 +254,43 @@ private final class WebSocketBridge: Sendable {
 
   func localGone() {
     guard let web = state.value.web else { return }
+    // Behind the end of the other direction, NIO tells this one's as that of the whole socket.
+    if state.value.webEnded { localEnded() }
     var reason = web.allocator.buffer(capacity: 2)
     reason.write(webSocketErrorCode: .normalClosure)
     let frame = WebSocketFrame(fin: true, opcode: .connectionClose, maskKey: .random(), data: reason)
     web.writeAndFlush(frame).whenComplete { _ in web.close(promise: nil) }
   }
 
-  func webGone() { state.value.local?.close(promise: nil) }
+  func webGone() {
+    guard let local = state.value.local else { return }
+    guard ending != nil else { return local.close(promise: nil) }
+    if state.value.webEnded {
+      local.writeAndFlush(local.allocator.buffer(capacity: 0)).whenComplete { _ in local.close(promise: nil) }
+    } else {
+      // With no time to linger, the kernel tells the peer that it was broken off.
+      _ = (local as? any SocketOptionProvider)?.setSoLinger(linger(l_onoff: 1, l_linger: 0))
+      local.close(promise: nil)
+    }
+  }
+
+  /// The local side has sent all that it wants to.
+  func localEnded() {
+    guard let ending, let web = state.value.web, !state.value.localEnded else { return }
+    state.value.localEnded = true
+    web.writeAndFlush(
+      WebSocketFrame(fin: true, opcode: .text, maskKey: .random(), data: web.allocator.buffer(bytes: ending)),
+      promise: nil)
+  }
+
+  /// Nothing more comes from the other side: the local one is told when it has everything.
+  private func webEnded() {
+    guard let local = state.value.local, !state.value.webEnded else { return }
+    state.value.webEnded = true
+    // The end of both is the end of the socket, which comes with the WebSocket's.
+    guard !state.value.localEnded else { return }
+    local.writeAndFlush(local.allocator.buffer(capacity: 0)).whenSuccess { local.close(mode: .output, promise: nil) }
+  }
 
   func webRead(_ frame: WebSocketFrame) {
     let data = frame.unmaskedData
@@ -270,6 +310,7 @@ private final class WebSocketBridge: Sendable {
         state.value.text += Array(data.readableBytesView)
         if frame.fin {
           onEvent(.text(state.value.text))
+          if state.value.text == ending { webEnded() }
           state.value.text = []
         }
       } else if data.readableBytes > 0 {
@@ -291,6 +332,11 @@ private final class LocalHandler: ChannelInboundHandler {
   func channelWritabilityChanged(context: ChannelHandlerContext) { bridge.localWritable(context.channel.isWritable) }
   func channelInactive(context: ChannelHandlerContext) { bridge.localGone() }
   func errorCaught(context: ChannelHandlerContext, error: any Error) { context.close(promise: nil) }
+
+  func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
+    if case ChannelEvent.inputClosed? = event as? ChannelEvent { bridge.localEnded() }
+    context.fireUserInboundEventTriggered(event)
+  }
 }
 
 private final class WebHandler: ChannelInboundHandler {

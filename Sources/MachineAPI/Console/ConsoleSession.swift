@@ -5,17 +5,18 @@ import NIOWebSocket
 /// Who has a console open, and what they may do with it.
 struct ConsoleTicket: Sendable {
   var machine: String
-  var line: ConsoleLineKey
+  var holding: Holding
   /// Where the server's line is served.
   var socketPath: String
-  var identity: Identity
-  var access: AccessRequest
   var spoken: ConsoleProtocol
   /// Whether the client named the protocol, and has to be told.
   var namesProtocol: Bool
   var since: ConsolePlace?
   var takesOver: Bool
   var isReadOnly: Bool
+
+  var line: ConsoleLineKey { holding.line }
+  var identity: Identity { holding.identity }
 }
 
 /// One line: a machine on a host. The same machine on another host is another line.
@@ -128,13 +129,6 @@ final class ConsoleSession {
   func end(_ code: Int, _ reason: String) {
     guard !isEnding else { return }
     isEnding = true
-    var buffer = channel.allocator.buffer(capacity: 128)
-    buffer.write(webSocketErrorCode: WebSocketErrorCode(codeNumber: code))
-    buffer.writeString(String(reason.prefix(100)))
-    let channel = channel
-    channel.writeAndFlush(WebSocketFrame(fin: true, opcode: .connectionClose, data: buffer))
-      .whenComplete { _ in channel.close(promise: nil) }
-    // One who takes nothing does not get this either.
-    channel.eventLoop.scheduleTask(in: .seconds(5)) { channel.close(promise: nil) }
+    channel.endWebSocket(code, reason, within: .seconds(5))
   }
 }

@@ -27,6 +27,7 @@ final class HTTPConnection: ChannelInboundHandler {
 
   private let service: MachineAPIService
   private let switchboard: ConsoleSwitchboard
+  private let forwards: ForwardBoard
   private let census: ConnectionCensus
   private var place: ConnectionCensus.Place
 
@@ -37,15 +38,16 @@ final class HTTPConnection: ChannelInboundHandler {
   private var work: Task<Void, Never>?
   private var isBusy = false
   private var timer: Scheduled<Void>?
-  /// The connection is a console now: all that is left to do here is to give its place back.
-  private var isConsole = false
+  /// The connection is a WebSocket now: all that is left to do here is to give its place back.
+  private var isWebSocket = false
 
   init(
-    service: MachineAPIService, switchboard: ConsoleSwitchboard, census: ConnectionCensus,
-    place: ConnectionCensus.Place
+    service: MachineAPIService, switchboard: ConsoleSwitchboard, forwards: ForwardBoard,
+    census: ConnectionCensus, place: ConnectionCensus.Place
   ) {
     self.service = service
     self.switchboard = switchboard
+    self.forwards = forwards
     self.census = census
     self.place = place
   }
@@ -66,7 +68,7 @@ final class HTTPConnection: ChannelInboundHandler {
   }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-    if isConsole {
+    if isWebSocket {
       context.fireChannelRead(data)
       return
     }
@@ -141,9 +143,17 @@ final class HTTPConnection: ChannelInboundHandler {
     work = nil
     guard context.channel.isActive else { return }
     if isKnown { place = census.recognize(place) }
-    if case .console(let ticket) = answer {
-      upgrade(ticket, head, context)
+    switch answer {
+    case .console(let ticket):
+      let switchboard = switchboard
+      upgrade(ticket.namesProtocol ? ticket.spoken.rawValue : nil, head, context) {
+        ConsoleSocket(switchboard: switchboard, ticket: ticket)
+      }
       return
+    case .forward(let ticket):
+      forward(ticket, head, context)
+      return
+    case .document, .text: break
     }
     // Behind a refused upgrade the parser takes nothing for HTTP any more.
     let isUpgrade = head.headers.contains(name: "upgrade")
@@ -166,7 +176,7 @@ final class HTTPConnection: ChannelInboundHandler {
       status = code
       bytes = Array(text.utf8)
       headers.add(name: "content-type", value: "text/plain; charset=utf-8")
-    case .console: return
+    case .console, .forward: return
     }
     headers.add(name: "content-length", value: "\(bytes.count)")
     headers.add(name: "cache-control", value: "no-store")
@@ -189,40 +199,64 @@ final class HTTPConnection: ChannelInboundHandler {
     setTimer(place.isStranger ? Self.patience : Self.idle, context)
   }
 
-  // MARK: Consoles
+  // MARK: WebSockets
 
-  /// Answers the handshake (RFC 6455, section 4.2.2) and gives the connection to the console.
-  private func upgrade(_ ticket: ConsoleTicket, _ head: HTTPRequestHead, _ context: ChannelHandlerContext) {
+  /// Connects to the machine first: that it does not accept is told as the answer to the handshake.
+  private func forward(_ ticket: ForwardTicket, _ head: HTTPRequestHead, _ context: ChannelHandlerContext) {
+    let channel = context.channel
+    // Who goes on before the answer waits in the socket.
+    channel.setOption(.autoRead, value: false).whenComplete { _ in }
+    let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+    forwards.connect(ticket, for: channel) { result in
+      let (connection, context) = bound.value
+      guard channel.isActive else { return }
+      switch result {
+      case .failure(let failure):
+        connection.write(
+          .document(status: failure.code, body: failure.body, retryAfterSeconds: failure.retryAfterSeconds), to: head,
+          closing: true, context)
+        channel.setOption(.autoRead, value: true).whenComplete { _ in }
+      case .success(let session):
+        connection.upgrade(ticket.subprotocol, head, context) { ForwardSocket(session: session) }
+        channel.setOption(.autoRead, value: true).whenComplete { _ in }
+      }
+    }
+  }
+
+  /// Answers the handshake (RFC 6455, section 4.2.2) and gives the connection to what `makeSocket` makes.
+  private func upgrade(
+    _ subprotocol: String?, _ head: HTTPRequestHead, _ context: ChannelHandlerContext,
+    makeSocket: @escaping () -> any ChannelHandler
+  ) {
     let key = head.headers.first(name: "sec-websocket-key") ?? ""
     let digest = Insecure.SHA1.hash(data: Data("\(key)258EAFA5-E914-47DA-95CA-C5AB0DC85B11".utf8))
     var headers: HTTPHeaders = [
       "upgrade": "websocket", "connection": "upgrade",
       "sec-websocket-accept": Data(digest).base64EncodedString(),
     ]
-    if ticket.namesProtocol { headers.add(name: "sec-websocket-protocol", value: ticket.spoken.rawValue) }
+    if let subprotocol { headers.add(name: "sec-websocket-protocol", value: subprotocol) }
     context.write(
       wrapOutboundOut(.head(.init(version: .http1_1, status: .switchingProtocols, headers: headers))), promise: nil)
     context.writeAndFlush(wrapOutboundOut(.end(nil)), promise: nil)
-    let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+    let bound = NIOLoopBound((self, context, makeSocket), eventLoop: context.eventLoop)
     let channel = context.channel
-    let switchboard = switchboard
     // What the client sent behind its handshake comes out of the parser when that goes.
     channel.pipeline.removeHandler(name: Self.encoder).flatMapThrowing {
       let sync = channel.pipeline.syncOperations
       try sync.addHandler(WebSocketFrameEncoder())
       try sync.addHandler(
-        ByteToMessageHandler(WebSocketFrameDecoder(maxFrameSize: ConsoleInput.frameMax)))
-      try sync.addHandler(ConsoleSocket(switchboard: switchboard, ticket: ticket))
+        ByteToMessageHandler(WebSocketFrameDecoder(maxFrameSize: WebSocketInput.frameMax)))
+      try sync.addHandler(bound.value.2())
     }.flatMap {
-      let (connection, context) = bound.value
+      let (connection, context, _) = bound.value
       connection.timer?.cancel()
-      connection.isConsole = true
+      connection.isWebSocket = true
       return context.pipeline.removeHandler(name: Self.decoder)
     }.whenFailure { _ in channel.close(promise: nil) }
   }
 
   func errorCaught(context: ChannelHandlerContext, error: any Error) {
     // No HTTP, or no TLS: there is nobody to explain it to.
-    if isConsole { context.fireErrorCaught(error) } else { context.close(promise: nil) }
+    if isWebSocket { context.fireErrorCaught(error) } else { context.close(promise: nil) }
   }
 }

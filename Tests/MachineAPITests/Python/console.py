@@ -10,7 +10,7 @@ import sys
 import time
 from urllib.parse import urlparse
 
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 scenario, api_server, own_server, authority, token, path = sys.argv[1:7]
@@ -227,4 +227,58 @@ def abuse():
     return result
 
 
-print(json.dumps({"share": share, "abuse": abuse}[scenario]()))
+def forward():
+    """A connection to a port, whose other end sends back what it gets, and "bye" at the end."""
+    protocol = "portforward.iaas.yusur.io"
+    end = '{"type":"end"}'
+    witness = open_console("alice", protocols=[protocol])
+    result = {}
+    for server in (api_server, own_server):
+        line = open_console(None if server == own_server else "alice", protocols=[protocol], server=server)
+        line.send(b"hel")
+        line.send(b"lo")
+        line.send(end)
+        data, result["ended"] = b"", False
+        try:
+            while True:
+                message = line.recv(timeout=15)
+                if isinstance(message, bytes):
+                    data += message
+                else:
+                    result["ended"] = json.loads(message) == {"type": "end"}
+        except ConnectionClosed as closed:
+            result["status"] = closed.rcvd.code
+        result["echo"] = data.decode()
+    raw = Raw()
+    raw.frame(0x82, b"", length=1 << 40)
+    result["giant"] = raw.close_code()
+    raw = Raw()
+    raw.frame(0x82, b"hello", masked=False)
+    result["unmasked"] = raw.close_code()
+    raw = Raw()
+    raw.frame(0x81, end.encode())
+    raw.frame(0x82, b"more")
+    result["afterTheEnd"] = raw.close_code()
+    raw = Raw()
+    raw.frame(0x81, b'{"type":"takeover"}')
+    result["words"] = raw.close_code()
+    for _ in range(10):
+        raw = Raw()
+        raw.socket.sendall(os.urandom(4096))
+        raw.close_code()
+    # One that goes without a word.
+    Raw().socket.close()
+    try:
+        open_console("alice", protocols=["v4.channel.k8s.io"])
+    except InvalidStatus as refused:
+        result["unspoken"] = refused.response.status_code
+    witness.send(b"still here")
+    data = b""
+    while len(data) < 10:
+        data += witness.recv(timeout=15)
+    result["witness"] = data.decode()
+    witness.close()
+    return result
+
+
+print(json.dumps({"share": share, "abuse": abuse, "forward": forward}[scenario]()))
