@@ -42,45 +42,48 @@ final class MachineAPIService: Sendable {
 
   var isReady: Bool { authenticator.settings != nil }
 
-  /// - Returns: the answer, and whether the caller is somebody known.
-  func answer(_ request: APIRequest) async -> (answer: APIAnswer, isKnown: Bool) {
-    var isKnown = false
+  /// - Returns: the answer, and who called; nil for those whom nobody knows.
+  func answer(_ request: APIRequest) async -> (answer: APIAnswer, caller: Caller?) {
+    var caller: Caller?
     var label = "other"
     do {
-      let answer = try await self.answer(request, isKnown: &isKnown, label: &label)
+      let answer = try await self.answer(request, caller: &caller, label: &label)
       if case .document(let status, _, _) = answer { requests.increment(label, "\(status)") }
       if case .console = answer { requests.increment(label, "101") }
-      if case .forward = answer { requests.increment(label, "101") }
-      return (answer, isKnown)
+      return (answer, caller)
     } catch let failure as APIFailure {
       requests.increment(label, "\(failure.code)")
       return (
-        .document(status: failure.code, body: failure.body, retryAfterSeconds: failure.retryAfterSeconds), isKnown
+        .document(status: failure.code, body: failure.body, retryAfterSeconds: failure.retryAfterSeconds), caller
       )
     } catch {
       logger.error("a request failed in a way that nobody thought of", metadata: ["error": "\(error)"])
       let failure = APIFailure(500, "InternalError", "bm-api could not answer; its log tells why")
       requests.increment(label, "500")
-      return (.document(status: failure.code, body: failure.body), isKnown)
+      return (.document(status: failure.code, body: failure.body), caller)
     }
   }
 
+  /// Counts a connection to a machine's port, whose answer is known only when the machine has accepted it or not.
+  func countForward(status: Int) { requests.increment(MachineVerb.portforward.rawValue, "\(status)") }
+
   private func answer(
-    _ request: APIRequest, isKnown: inout Bool, label: inout String
+    _ request: APIRequest, caller: inout Caller?, label: inout String
   ) async throws -> APIAnswer {
     // Whoever is unknown learns nothing, not even which paths there are.
     if case .health(let name)? = try? Route.parse(method: request.method, path: request.path) {
       guard name != "readyz" || isReady else { return .text(status: 503, "not ready\n") }
       return .text(status: 200, "ok\n")
     }
-    let identity: Identity
+    let known: Caller
     do {
-      identity = try await authenticator.identity(of: request.proof)
+      known = try await authenticator.caller(of: request.proof)
     } catch {
       if (error as? APIFailure)?.code == 401 { authorizer.countUnauthenticated() }
       throw error
     }
-    isKnown = true
+    caller = known
+    let identity = known.identity
     let route = try Route.parse(method: request.method, path: request.path)
     if case .machine(let verb, _, _) = route { label = verb.rawValue }
     if let access = route.access(path: request.path) { try await authorizer.check(identity, access) }

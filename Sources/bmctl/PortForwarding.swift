@@ -1,7 +1,5 @@
-import CLinux
-import Dispatch
-import Glibc
 import Kubernetes
+import Synchronization
 
 /// `8080:80`: a port here and one of the machine. Pure.
 package struct PortPair: Sendable, Hashable {
@@ -34,94 +32,34 @@ package struct PortPair: Sendable, Hashable {
   }
 }
 
-/// A port of this computer that is listened on.
-struct LocalPort: Sendable {
-  let descriptor: CInt
-  let port: Int
-  let description: String
-
-  /// - Parameter address: an IPv4 or IPv6 address of this computer.
-  /// - Throws: `CommandError` where the port is taken or the address is not this computer's.
-  static func listen(_ address: String, _ port: Int) throws -> LocalPort {
-    let shown = address.contains(":") ? "[\(address)]" : address
-    func failure(_ reason: CInt) -> CommandError {
-      CommandError(
-        .failure, "listen on \(shown):\(port)", String(cString: strerror(reason)),
-        remedy: "Take another port, as in 8081:80, or :80 for one that is free.")
-    }
-    var four = sockaddr_in()
-    var six = sockaddr_in6()
-    let isFour = inet_pton(AF_INET, address, &four.sin_addr) == 1
-    guard isFour || inet_pton(AF_INET6, address, &six.sin6_addr) == 1 else {
-      throw CommandError(.usage, "listen", "'\(TextWidth.printable(address))' is no address")
-    }
-    let kind = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
-    let descriptor = socket(isFour ? AF_INET : AF_INET6, kind, 0)
-    guard descriptor >= 0 else { throw failure(errno) }
-    var yes: CInt = 1
-    setsockopt(descriptor, SOL_SOCKET, SO_REUSEADDR, &yes, socklen_t(MemoryLayout<CInt>.size))
-    let status: CInt
-    if isFour {
-      four.sin_family = sa_family_t(AF_INET)
-      four.sin_port = in_port_t(port).bigEndian
-      status = bind(descriptor, &four)
-    } else {
-      six.sin6_family = sa_family_t(AF_INET6)
-      six.sin6_port = in_port_t(port).bigEndian
-      status = bind(descriptor, &six)
-    }
-    guard status == 0, Glibc.listen(descriptor, 64) == 0 else {
-      let reason = errno
-      close(descriptor)
-      throw failure(reason)
-    }
-    var bound = sockaddr_in6()
-    var length = socklen_t(MemoryLayout<sockaddr_in6>.size)
-    withUnsafeMutablePointer(to: &bound) {
-      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { _ = getsockname(descriptor, $0, &length) }
-    }
-    // Both families have the port at the same place.
-    let taken = Int(in_port_t(bigEndian: bound.sin6_port))
-    return LocalPort(descriptor: descriptor, port: taken, description: "\(shown):\(taken)")
+/// Where to listen: addresses of this computer, with commas between. Pure.
+package struct ListenAddresses: Sendable, Hashable {
+  package struct Address: Sendable, Hashable {
+    package var text: String
+    /// It is left out where this computer does not have it.
+    package var isOptional = false
   }
 
-  private static func bind<Name>(_ descriptor: CInt, _ name: inout Name) -> CInt {
-    withUnsafePointer(to: &name) {
-      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        Glibc.bind(descriptor, $0, socklen_t(MemoryLayout<Name>.size))
-      }
-    }
-  }
+  package var addresses: [Address] = []
 
-  /// Connections as they come; those beyond what is waited for are closed.
-  func connections() -> AsyncStream<CInt> {
-    let (stream, continuation) = AsyncStream.makeStream(of: CInt.self, bufferingPolicy: .bufferingOldest(64))
-    let descriptor = descriptor
-    DispatchQueue(label: "accept \(description)").async {
-      while true {
-        let connection = accept(descriptor, nil, nil)
-        if connection < 0 {
-          // Too many files, or a client that left again: the next one may fare better.
-          guard errno == EINTR || errno == ECONNABORTED || errno == EMFILE || errno == ENFILE else { break }
-          if errno == EMFILE || errno == ENFILE { usleep(100_000) }
-          continue
-        }
-        _ = fcntl(connection, F_SETFD, FD_CLOEXEC)
-        guard case .enqueued = continuation.yield(connection) else {
-          close(connection)
-          continue
-        }
+  /// Parses IPv4 and IPv6 addresses and `localhost`, which is 127.0.0.1, and ::1 where there is one.
+  package init?(_ text: String) {
+    for part in text.split(separator: ",", omittingEmptySubsequences: false) {
+      var found = [Address(text: String(part))]
+      if part == "localhost" { found = [Address(text: "127.0.0.1"), Address(text: "::1", isOptional: true)] }
+      for address in found where !addresses.contains(where: { $0.text == address.text }) {
+        guard SSHArguments.isAddress(address.text) else { return nil }
+        addresses.append(address)
       }
-      continuation.finish()
     }
-    return stream
+    guard addresses.count <= 8 else { return nil }
   }
 }
 
 /// Carries what comes to a local port to a port of a machine, each connection by a WebSocket of its own.
 struct PortForwarder: Sendable {
-  /// Connections of one local port at the same time; further ones wait.
-  static let connectionsMax = 32
+  /// Connections of one local port at the same time, as many as bm-api lets a user have; further ones wait.
+  static let connectionsMax = 64
   /// What bm-api speaks, and its word for the end of a direction.
   static let subprotocol = "portforward.iaas.yusur.io"
   static let ending = Array(#"{"type":"end"}"#.utf8)
@@ -134,15 +72,25 @@ struct PortForwarder: Sendable {
 
   /// Serves until cancelled. A connection that fails is told about, and ends alone.
   func run() async {
-    await withTaskGroup(of: Void.self) { group in
-      var open = 0
-      for await connection in local.connections() {
-        if open >= Self.connectionsMax {
-          await group.next()
-          open -= 1
+    let open = Mutex(0)
+    await local.withConnections { connections in
+      await withTaskGroup(of: Void.self) { group in
+        var added = 0
+        for await connection in connections {
+          if added >= Self.connectionsMax {
+            if open.withLock({ $0 >= Self.connectionsMax }) {
+              Output.error("\(local.description): \(Self.connectionsMax) connections are open; the next one waits.")
+            }
+            await group.next()
+            added -= 1
+          }
+          added += 1
+          open.withLock { $0 += 1 }
+          group.addTask {
+            await carry(connection)
+            open.withLock { $0 -= 1 }
+          }
         }
-        open += 1
-        group.addTask { await carry(connection) }
       }
     }
   }

@@ -78,14 +78,22 @@ import Testing
     return machine
   }
 
-  private func host(_ seen: [(String, String?)], claimedBy uid: String = "u") throws -> BareMetalHost {
+  private enum Proof { case none, lease, answer }
+
+  private func host(
+    _ seen: [(String, String?)], claimedBy uid: String = "u", _ proof: Proof = .lease
+  ) throws -> BareMetalHost {
     var host = BareMetalHost(
       metadata: ObjectMeta(name: "host-01"),
       spec: .init(bmc: .init(address: "ipmi://b", credentialsSecretRef: .init(name: "b")), dpu: .init(node: "d")))
     host.status = .init()
     host.status?.claim = .init(namespace: "team", name: "bm-01", uid: uid)
     host.status?.dpu = .init()
-    host.status?.dpu?.interfaces = seen.map { .init(name: "eth0", mac: $0.0, address: $0.1) }
+    host.status?.dpu?.interfaces = seen.map {
+      .init(
+        name: "eth0", mac: $0.0, address: $0.1, leasedAt: proof == .lease ? .now() : nil,
+        reachableAt: proof == .answer ? .now() : nil)
+    }
     return host
   }
 
@@ -101,6 +109,10 @@ import Testing
   @Test func machineAndDPUHaveToAgree() throws {
     let good = try host([("02:00:00:00:00:02", "10.1.0.8")])
     #expect(try ForwardTarget.decide(machine(), on: good, rule: rule()).description == "10.1.0.8")
+    // A guest may have its address without a lease, but what the spec asks for alone is nobody's yet.
+    let answering = try host([("02:00:00:00:00:02", "10.1.0.8")], .answer)
+    #expect(try ForwardTarget.decide(machine(), on: answering, rule: rule()).description == "10.1.0.8")
+    #expect(failure(machine(), try host([("02:00:00:00:00:02", "10.1.0.8")], .none), rule())?.code == 409)
     // The DPU saw nothing, somebody else's address, or one of another boot; another machine's host; one that is off.
     for seen in [
       [], [("02:00:00:00:00:02", nil)], [("02:00:00:00:00:02", "10.1.0.9")], [("02:00:00:00:00:03", "10.1.0.8")],

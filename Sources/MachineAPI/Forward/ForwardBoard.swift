@@ -13,8 +13,8 @@ package struct ForwardLimits: Sendable, Hashable {
   /// How often clients are asked whether they are there, and after how long without a sign they are not.
   package var ping: TimeAmount = .seconds(30)
   package var silence: TimeAmount = .seconds(90)
-  /// After how long without a byte in either direction a connection is closed.
-  package var idle: TimeAmount = .hours(1)
+  /// After how long without a byte in either direction a connection is closed: people leave shells open overnight.
+  package var idle: TimeAmount = .hours(24)
   /// How often it is looked whether those who have a connection still may.
   package var recheck: Duration = .seconds(10)
 
@@ -47,6 +47,7 @@ final class ForwardBoard: Sendable {
   let limits: ForwardLimits
   private let open: GaugeFamily
   private let bytes: CounterFamily
+  private let failures: CounterFamily
   private let logger: Logger
   private let state: NIOLoopBoundBox<State>
 
@@ -57,6 +58,10 @@ final class ForwardBoard: Sendable {
     open = registry.gauge("bm_api_forward_sessions", help: "Connections to machines' ports that are open.")
     bytes = registry.counter(
       "bm_api_forward_bytes_total", help: "Bytes that were carried to and from machines' ports.", labels: ["direction"])
+    failures = registry.counter(
+      "bm_api_forward_failures_total",
+      help: "Connections to machines' ports that did not come about: refused, no answer, unreachable, too many.",
+      labels: ["reason"])
     open.set(0)
     state = NIOLoopBoundBox.makeBoxSendingValue(State(), eventLoop: loop)
   }
@@ -86,7 +91,10 @@ final class ForwardBoard: Sendable {
   func connect(
     _ ticket: ForwardTicket, for client: any Channel, done: @escaping (Result<ForwardSession, APIFailure>) -> Void
   ) {
-    if let obstacle = obstacle(ticket) { return done(.failure(obstacle)) }
+    if let obstacle = obstacle(ticket) {
+      failures.increment("limit")
+      return done(.failure(obstacle))
+    }
     guard let target = try? SocketAddress(ipAddress: ticket.address.description, port: ticket.port) else {
       return done(.failure(.conflict(ticket.holding.line.name, "the machine's address cannot be connected to")))
     }
@@ -94,10 +102,11 @@ final class ForwardBoard: Sendable {
     state.value.nextID += 1
     let session = ForwardSession(id: id, ticket: ticket, client: client, bytes: bytes)
     enter(session)
-    // The place is given back with the client's connection, however that ends.
+    // The place is given back when both connections are gone, however they end.
     let bound = NIOLoopBound((self, session, done), eventLoop: loop)
     client.closeFuture.whenComplete { _ in
       let (board, session, _) = bound.value
+      session.clientGone()
       board.leave(session)
     }
     ClientBootstrap(group: loop)
@@ -107,6 +116,11 @@ final class ForwardBoard: Sendable {
       .channelOption(.maxMessagesPerRead, value: 4)
       // At the end of a stream what the kernel holds is read at once, whoever takes it.
       .channelOption(.socketOption(.so_rcvbuf), value: 256 << 10)
+      // A machine that lost its power says no goodbye.
+      .channelOption(.socketOption(.so_keepalive), value: 1)
+      .channelOption(.tcpOption(.init(rawValue: TCP_KEEPIDLE)), value: 60)
+      .channelOption(.tcpOption(.init(rawValue: TCP_KEEPINTVL)), value: 15)
+      .channelOption(.tcpOption(.init(rawValue: TCP_KEEPCNT)), value: 4)
       .channelOption(.writeBufferWaterMark, value: .init(low: 32 << 10, high: ForwardSession.waitingMax))
       .channelInitializer { channel in
         channel.eventLoop.makeCompletedFuture {
@@ -118,24 +132,40 @@ final class ForwardBoard: Sendable {
         let (board, session, done) = bound.value
         switch result {
         case .success(let guest):
+          guest.closeFuture.whenComplete { _ in
+            let (board, session, _) = bound.value
+            session.guestClosed()
+            board.leave(session)
+          }
           session.connected(guest)
           done(.success(session))
         case .failure(let error):
+          session.guestClosed()
           board.leave(session)
-          done(.failure(Self.failure(error, ticket)))
+          done(.failure(board.failure(error, ticket)))
         }
       }
   }
 
-  private static func failure(_ error: any Error, _ ticket: ForwardTicket) -> APIFailure {
+  private func failure(_ error: any Error, _ ticket: ForwardTicket) -> APIFailure {
     let name = ticket.holding.line.name
     if case ChannelError.connectTimeout = error {
-      return APIFailure(504, "Timeout", "machine \(name) does not answer at port \(ticket.port)", machine: name)
+      failures.increment("no answer")
+      return APIFailure(
+        504, "Timeout",
+        "machine \(name) does not answer at port \(ticket.port): does it run, and does its firewall let the port through?",
+        machine: name)
     }
     if let error = error as? IOError, error.errnoCode == ECONNREFUSED {
-      return .conflict(name, "machine \(name) refuses connections at port \(ticket.port): does anything listen there?")
+      failures.increment("refused")
+      return .conflict(
+        name,
+        "machine \(name) refuses connections at port \(ticket.port): start what should listen there, on all of the "
+          + "machine's addresses and not on its loopback address alone")
     }
-    return .conflict(name, "machine \(name) cannot be reached at port \(ticket.port)")
+    failures.increment("unreachable")
+    return .conflict(
+      name, "machine \(name) cannot be reached at port \(ticket.port); does it run? its console tells (bmctl console)")
   }
 
   private func enter(_ session: ForwardSession) {
@@ -152,10 +182,9 @@ final class ForwardBoard: Sendable {
       ])
   }
 
-  /// Does nothing the second time.
+  /// Gives the place of a session back that is over.
   private func leave(_ session: ForwardSession) {
-    guard state.value.sessions.removeValue(forKey: session.id) != nil else { return }
-    session.clientGone()
+    guard session.isOver, state.value.sessions.removeValue(forKey: session.id) != nil else { return }
     func less(_ counts: inout [String: Int], _ key: String) {
       let left = counts[key, default: 1] - 1
       counts[key] = left > 0 ? left : nil

@@ -20,10 +20,14 @@ final class ForwardSession {
   private var guest: (any Channel)?
   private var isOpen = false
   private var isEnding = false
+  private var isClientGone = false
+  private var isGuestGone = false
   private var clientEnded = false
   private var guestEnded = false
   private var isClientPaused = false
-  var heardAt: NIODeadline = .now()
+  private var heardAt: NIODeadline = .now()
+  /// When bytes of the machine were last given to the client's connection.
+  private var sentAt: NIODeadline = .distantPast
   private var movedAt: NIODeadline = .now()
 
   init(id: Int, ticket: ForwardTicket, client: any Channel, bytes: CounterFamily) {
@@ -33,11 +37,17 @@ final class ForwardSession {
     self.bytes = bytes
   }
 
+  /// Whether nothing of it is left.
+  var isOver: Bool { isGuestGone && (isClientGone || !isOpen) }
+
   /// The machine has accepted the connection.
   func connected(_ channel: any Channel) {
     guard client.isActive, !isEnding else { return Self.reset(channel) }
     guest = channel
   }
+
+  /// The machine's connection is gone, or never came.
+  func guestClosed() { isGuestGone = true }
 
   /// The client speaks WebSocket now.
   func begin() {
@@ -85,6 +95,7 @@ final class ForwardSession {
 
   func guestWritable(_ isWritable: Bool) {
     guard !isEnding else { return }
+    // Who was not read could not be heard.
     if isWritable { heardAt = .now() }
     readClient(isWritable)
   }
@@ -101,6 +112,7 @@ final class ForwardSession {
 
   /// The client's connection is gone. What was not ended is broken off: the machine must not take a part for the whole.
   func clientGone() {
+    isClientGone = true
     isEnding = true
     guard let guest else { return }
     self.guest = nil
@@ -111,7 +123,10 @@ final class ForwardSession {
 
   func guestRead(_ buffer: ByteBuffer) {
     guard !isEnding else { return }
+    // Nothing is read before; what came all the same could go nowhere.
+    guard isOpen else { return end(1011, "the connection to the machine broke") }
     movedAt = .now()
+    sentAt = movedAt
     bytes.increment(by: Double(buffer.readableBytes), "out")
     client.write(WebSocketFrame(fin: true, opcode: .binary, data: buffer), promise: nil)
     if !client.isWritable { readGuest(false) }
@@ -142,8 +157,8 @@ final class ForwardSession {
     guard !isEnding else { return }
     isEnding = true
     clientEnded = true
-    // From now on only the client's own end is waited for, as long as it gives signs.
-    heardAt = .now()
+    // From now on only that the client takes the rest is waited for.
+    movedAt = .now()
     if isClientPaused { readClient(true) }
     client.endWebSocket(1000, "", within: nil)
     if let guest {
@@ -167,11 +182,12 @@ final class ForwardSession {
   func sweep(_ now: NIODeadline, _ limits: ForwardLimits) {
     guard isOpen else { return }
     if isEnding {
-      if now - heardAt > limits.silence { client.close(promise: nil) }
+      if now - movedAt > limits.idle { client.close(promise: nil) }
       return
     }
-    // Whose client is not read cannot be heard.
-    if !isClientPaused, now - heardAt > limits.silence {
+    // Whose client is not read cannot be heard. One that has not taken the machine's bytes yet has the ping behind them, and
+    // may have stopped reading on purpose: that it is there is up to TCP then, or to the API server between.
+    if !isClientPaused, sentAt < heardAt, now - heardAt > limits.silence {
       end(1001, "no sign of the client")
       client.close(promise: nil)
     } else if now - movedAt > limits.idle {
@@ -190,7 +206,9 @@ final class ForwardSession {
 
   private static func close(_ channel: any Channel) {
     channel.writeAndFlush(channel.allocator.buffer(capacity: 0)).whenComplete { _ in channel.close(promise: nil) }
-    channel.eventLoop.scheduleTask(in: .seconds(30)) { channel.close(promise: nil) }
+    // It has the time that a busy machine may take for what is left; until then it counts as open.
+    let limit = channel.eventLoop.scheduleTask(in: .minutes(10)) { channel.close(promise: nil) }
+    channel.closeFuture.whenComplete { _ in limit.cancel() }
   }
 
   private static func reset(_ channel: any Channel) {

@@ -27,13 +27,20 @@ package enum ForwardTarget {
     if let doubt = [isUnique, isFree].compactMap({ $0 }).first(where: { $0.status == .false }) {
       throw .conflict(key.name, "the address of machine \(key) is not its own alone: \(doubt.message)")
     }
+    // An address that the spec asks for stands there from the beginning. That it is the machine's is proven by the lease that
+    // it took, or by its answer with its own MAC address, in this boot.
+    let seen = Set(
+      (host.status?.dpu?.interfaces ?? []).filter { $0.leasedAt != nil || $0.reachableAt != nil }
+        .compactMap { Pair($0.mac, $0.address) })
     // The machine's status may be older than what is on the host now, and the host's of another boot: both have to agree.
-    let seen = Set((host.status?.dpu?.interfaces ?? []).compactMap { Pair($0.mac, $0.address) })
     let both = (machine.status?.addresses ?? []).first { address in
       Pair(address.mac, address.address).map { seen.contains($0) } ?? false
     }
     guard let text = both?.address else {
-      throw .conflict(key.name, "machine \(key) has no address yet that its DPU has seen; wait until it is reachable")
+      throw .conflict(
+        key.name,
+        "machine \(key) has no address yet that its DPU has seen it use; wait until it is reachable "
+          + "(bmctl describe machine \(key.name) tells), or look at its console")
     }
     guard let address = MachineAddress(text) else {
       throw .conflict(key.name, "the address of machine \(key) is none")

@@ -21,6 +21,12 @@ final class HTTPConnection: ChannelInboundHandler {
   /// How long a connection without a request is kept: longer than the front proxy keeps its own.
   static let idle: TimeAmount = .seconds(300)
 
+  /// Bytes of a request's headers together, their number, and bytes that may wait for the parser: behind the head of an
+  /// upgrade it takes none.
+  static let headersMax = 128 << 10
+  static let headerFieldsMax = 1024
+  static let unparsedMax = 384 << 10
+
   /// The names of the handlers that speak HTTP.
   static let encoder = "http encoder"
   static let decoder = "http decoder"
@@ -59,6 +65,10 @@ final class HTTPConnection: ChannelInboundHandler {
     work?.cancel()
     census.leave(place)
     context.fireChannelInactive()
+  }
+
+  private func reads(_ reads: Bool, _ context: ChannelHandlerContext) {
+    context.channel.setOption(.autoRead, value: reads).whenComplete { _ in }
   }
 
   private func setTimer(_ time: TimeAmount, _ context: ChannelHandlerContext) {
@@ -109,6 +119,8 @@ final class HTTPConnection: ChannelInboundHandler {
   private func answer(_ head: HTTPRequestHead, _ context: ChannelHandlerContext) {
     isBusy = true
     timer?.cancel()
+    // What comes before the answer waits in the socket: behind the head of an upgrade the parser would collect it all.
+    reads(false, context)
     let certificate =
       (try? context.pipeline.syncOperations.handler(type: NIOSSLHandler.self))?.peerCertificate
       .flatMap { try? $0.toDERBytes() }
@@ -129,20 +141,20 @@ final class HTTPConnection: ChannelInboundHandler {
     let loop = context.eventLoop
     // One task for each connection at most: it ends with the answer, or with the connection.
     work = Task {
-      let (answer, isKnown) = await service.answer(request)
+      let (answer, caller) = await service.answer(request)
       loop.execute {
         let (connection, context) = bound.value
-        connection.answered(answer, isKnown: isKnown, to: head, context)
+        connection.answered(answer, to: head, of: caller, context)
       }
     }
   }
 
   private func answered(
-    _ answer: APIAnswer, isKnown: Bool, to head: HTTPRequestHead, _ context: ChannelHandlerContext
+    _ answer: APIAnswer, to head: HTTPRequestHead, of caller: Caller?, _ context: ChannelHandlerContext
   ) {
     work = nil
     guard context.channel.isActive else { return }
-    if isKnown { place = census.recognize(place) }
+    if let caller { place = census.recognize(place, isProxy: caller.isProxied) }
     switch answer {
     case .console(let ticket):
       let switchboard = switchboard
@@ -157,7 +169,8 @@ final class HTTPConnection: ChannelInboundHandler {
     }
     // Behind a refused upgrade the parser takes nothing for HTTP any more.
     let isUpgrade = head.headers.contains(name: "upgrade")
-    write(answer, to: head, closing: isUpgrade || !head.isKeepAlive, context)
+    // Who has not shown who they are has a place for one request.
+    write(answer, to: head, closing: isUpgrade || !head.isKeepAlive || place.isStranger, context)
   }
 
   private func write(
@@ -189,14 +202,22 @@ final class HTTPConnection: ChannelInboundHandler {
     let channel = context.channel
     let done = context.writeAndFlush(wrapOutboundOut(.end(nil)))
     if closing {
+      reads(true, context)
       // While the client still sends, an end would cost it the answer: it gets a moment to read and to leave by itself.
       if status != 413 { done.whenComplete { _ in channel.close(promise: nil) } }
       setTimer(.seconds(2), context)
       return
     }
-    self.head = nil
-    isBusy = false
-    setTimer(place.isStranger ? Self.patience : Self.idle, context)
+    // Who does not take the answer gets no other one.
+    setTimer(Self.patience, context)
+    let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+    done.whenSuccess {
+      let (connection, context) = bound.value
+      connection.head = nil
+      connection.isBusy = false
+      connection.reads(true, context)
+      connection.setTimer(Self.idle, context)
+    }
   }
 
   // MARK: WebSockets
@@ -204,21 +225,19 @@ final class HTTPConnection: ChannelInboundHandler {
   /// Connects to the machine first: that it does not accept is told as the answer to the handshake.
   private func forward(_ ticket: ForwardTicket, _ head: HTTPRequestHead, _ context: ChannelHandlerContext) {
     let channel = context.channel
-    // Who goes on before the answer waits in the socket.
-    channel.setOption(.autoRead, value: false).whenComplete { _ in }
     let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
     forwards.connect(ticket, for: channel) { result in
       let (connection, context) = bound.value
       guard channel.isActive else { return }
       switch result {
       case .failure(let failure):
+        connection.service.countForward(status: failure.code)
         connection.write(
           .document(status: failure.code, body: failure.body, retryAfterSeconds: failure.retryAfterSeconds), to: head,
           closing: true, context)
-        channel.setOption(.autoRead, value: true).whenComplete { _ in }
       case .success(let session):
+        connection.service.countForward(status: 101)
         connection.upgrade(ticket.subprotocol, head, context) { ForwardSocket(session: session) }
-        channel.setOption(.autoRead, value: true).whenComplete { _ in }
       }
     }
   }
@@ -251,6 +270,7 @@ final class HTTPConnection: ChannelInboundHandler {
       let (connection, context, _) = bound.value
       connection.timer?.cancel()
       connection.isWebSocket = true
+      connection.reads(true, context)
       return context.pipeline.removeHandler(name: Self.decoder)
     }.whenFailure { _ in channel.close(promise: nil) }
   }

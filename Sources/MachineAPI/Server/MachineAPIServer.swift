@@ -87,12 +87,16 @@ package struct MachineAPIServer: Sendable {
         .serverChannelOption(.backlog, value: 256)
         .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
         .childChannelOption(.socketOption(.so_keepalive), value: 1)
+        // When a client goes, what the kernel holds of it is read at once, whoever takes it.
+        .childChannelOption(.socketOption(.so_rcvbuf), value: 256 << 10)
         .childChannelOption(
           .writeBufferWaterMark, value: .init(low: 32 << 10, high: ConsoleSession.inFlightMax + (64 << 10))
         )
         .childChannelInitializer { channel in
           channel.eventLoop.makeCompletedFuture {
-            guard let place = census.enter() else { throw ChannelError.inputClosed }
+            guard let place = census.enter(from: channel.remoteAddress?.ipAddress) else {
+              throw ChannelError.inputClosed
+            }
             do {
               try Self.configure(channel, place, tls, service, switchboard, forwards, census)
             } catch {
@@ -149,8 +153,15 @@ package struct MachineAPIServer: Sendable {
       NIOSSLServerHandler(
         context: tls, customVerificationCallback: { _, promise in promise.succeed(.certificateVerified) }))
     try sync.addHandler(HTTPResponseEncoder(), name: HTTPConnection.encoder)
+    var limits = NIOHTTPDecoderLimitConfiguration()
+    limits.maxHeaderFieldSize = HTTPConnection.headersMax
+    limits.maxHeaderListSize = HTTPConnection.headersMax
+    // The front proxy names each group of a user in a header of its own.
+    limits.maxHeaderFieldCount = HTTPConnection.headerFieldsMax
     try sync.addHandler(
-      ByteToMessageHandler(HTTPRequestDecoder(leftOverBytesStrategy: .forwardBytes)), name: HTTPConnection.decoder)
+      ByteToMessageHandler(
+        HTTPRequestDecoder(leftOverBytesStrategy: .forwardBytes, limitConfiguration: limits),
+        maximumBufferSize: HTTPConnection.unparsedMax), name: HTTPConnection.decoder)
     try sync.addHandler(
       HTTPConnection(
         service: service, switchboard: switchboard, forwards: forwards, census: census, place: place))

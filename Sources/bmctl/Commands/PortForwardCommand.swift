@@ -21,8 +21,12 @@ struct PortForwardCommand: AsyncParsableCommand {
   @Argument(help: "LOCAL:REMOTE, PORT for the same at both ends, or :REMOTE for any free port here.")
   var ports: [String]
 
-  @Option(help: "The address of this computer to listen at. Whoever reaches it reaches the machine with your rights.")
-  var address: String = "127.0.0.1"
+  @Option(
+    help: """
+      The addresses of this computer to listen at, with commas between. Whoever reaches them reaches the machine with \
+      your rights.
+      """)
+  var address: String = "localhost"
 
   func validate() throws {
     guard !ports.isEmpty else { throw ValidationError("Name a port: 8080:80") }
@@ -30,7 +34,9 @@ struct PortForwardCommand: AsyncParsableCommand {
     for port in ports where PortPair(port) == nil {
       throw ValidationError("'\(port)' is no port; LOCAL:REMOTE was expected, each 1 to 65535.")
     }
-    guard SSHArguments.isAddress(address) else { throw ValidationError("'\(address)' is no IP address.") }
+    guard ListenAddresses(address) != nil else {
+      throw ValidationError("'\(address)' is no list of at most 8 IP addresses, such as 127.0.0.1,::1.")
+    }
   }
 
   func run() async throws {
@@ -46,10 +52,11 @@ struct PortForwardCommand: AsyncParsableCommand {
         Output.error("\(name) is not on yet; connections fail until it is.")
       }
       // All of them, or none.
-      let forwarders = try ports.compactMap { PortPair($0) }.map { pair in
-        PortForwarder(
-          client: connection.client, path: path, machine: name, remote: pair.remote,
-          local: try LocalPort.listen(address, pair.local))
+      let addresses = ListenAddresses(address)?.addresses ?? []
+      let forwarders = try ports.compactMap { PortPair($0) }.flatMap { pair in
+        try LocalPort.listen(addresses, pair.local).map { local in
+          PortForwarder(client: connection.client, path: path, machine: name, remote: pair.remote, local: local)
+        }
       }
       for forwarder in forwarders {
         Output.line("\(forwarder.local.description) is port \(forwarder.remote) of \(name)")

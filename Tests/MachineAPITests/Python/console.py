@@ -281,4 +281,11 @@ def forward():
     return result
 
 
-print(json.dumps({"share": share, "abuse": abuse, "forward": forward}[scenario]()))
+def silence():
+    """A connection whose client answers no ping."""
+    raw = Raw()
+    raw.socket.settimeout(20)
+    return {"status": raw.close_code()}
+
+
+print(json.dumps({"share": share, "abuse": abuse, "forward": forward, "silence": silence}[scenario]()))
