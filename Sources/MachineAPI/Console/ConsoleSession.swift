@@ -34,7 +34,7 @@ final class ConsoleSession {
   private static let piece = 32 << 10
   /// Words about the session that may be on their way to one client: they are not on the tape, so one that takes none of
   /// them is cut off, and goes on at its place when it comes back.
-  private static let noticesMax = 64
+  private static let noticesMax = 32
 
   let id: Int
   let ticket: ConsoleTicket
@@ -127,7 +127,7 @@ final class ConsoleSession {
   /// Whether its client may take the line now: not again and again, as all others are told each time.
   func mayTakeOver() -> Bool {
     let now = NIODeadline.now()
-    if let tookOverAt, now - tookOverAt < .milliseconds(500) { return false }
+    if let tookOverAt, now - tookOverAt < .milliseconds(250) { return false }
     tookOverAt = now
     return true
   }
