@@ -13,7 +13,7 @@ extension Installation {
   static func startWithService(
     _ manner: GuestServer.Manner = .echo, _ change: @escaping (inout ForwardLimits) -> Void = { _ in }
   ) async throws -> (Installation, GuestServer) {
-    let own = AddressRule.ownAddresses().filter { $0.bytes.count == 4 && $0.objection == nil }
+    let own = try #require(AddressRule.ownAddresses()).filter { $0.bytes.count == 4 && $0.objection == nil }
     let address = try #require(own.min { $0.description < $1.description }, "this computer has an address")
     let installation = try await Installation.start { configuration in
       configuration.addresses = AddressRule(

@@ -87,12 +87,12 @@ package struct AddressRule: Sendable {
   package var networks: [AddressPrefix]
   /// Addresses of the API server, as bm-api was told them.
   package var servers: Set<MachineAddress>
-  /// The addresses of this computer at the moment: what listens here is no machine.
-  package var own: @Sendable () -> Set<MachineAddress>
+  /// The addresses of this computer at the moment, where what listens is no machine; nil where they cannot be found out.
+  package var own: @Sendable () -> Set<MachineAddress>?
 
   package init(
     networks: [AddressPrefix] = [], servers: Set<MachineAddress> = [],
-    own: @escaping @Sendable () -> Set<MachineAddress> = AddressRule.ownAddresses
+    own: @escaping @Sendable () -> Set<MachineAddress>? = AddressRule.ownAddresses
   ) {
     self.networks = networks
     self.servers = servers
@@ -103,7 +103,8 @@ package struct AddressRule: Sendable {
   package func objection(to address: MachineAddress) -> String? {
     if let objection = address.objection { return objection }
     guard networks.contains(where: { $0.contains(address) }) else { return "it is in none of the networks of machines" }
-    if servers.contains(address) || own().contains(address) { return "it belongs to the cloud itself" }
+    guard let own = own() else { return "bm-api cannot find out which addresses are its own" }
+    if servers.contains(address) || own.contains(address) { return "it belongs to the cloud itself" }
     return nil
   }
 
@@ -116,8 +117,8 @@ package struct AddressRule: Sendable {
     return Set([MachineAddress(String(host))].compactMap { $0 })
   }
 
-  @Sendable package static func ownAddresses() -> Set<MachineAddress> {
-    let devices = (try? System.enumerateDevices()) ?? []
+  @Sendable package static func ownAddresses() -> Set<MachineAddress>? {
+    guard let devices = try? System.enumerateDevices() else { return nil }
     return Set(devices.compactMap { $0.address?.ipAddress.flatMap { MachineAddress($0) } })
   }
 }
