@@ -70,25 +70,29 @@ struct PortForwarder: Sendable {
   let remote: Int
   let local: LocalPort
 
+  private final class OpenCount: Sendable {
+    let value = Atomic(0)
+  }
+
   /// Serves until cancelled. A connection that fails is told about, and ends alone.
   func run() async {
-    let open = Mutex(0)
+    let open = OpenCount()
     await local.withConnections { connections in
       await withTaskGroup(of: Void.self) { group in
         var added = 0
         for await connection in connections {
           if added >= Self.connectionsMax {
-            if open.withLock({ $0 >= Self.connectionsMax }) {
+            if open.value.load(ordering: .relaxed) >= Self.connectionsMax {
               Output.error("\(local.description): \(Self.connectionsMax) connections are open; the next one waits.")
             }
             await group.next()
             added -= 1
           }
           added += 1
-          open.withLock { $0 += 1 }
+          open.value.wrappingAdd(1, ordering: .relaxed)
           group.addTask {
             await carry(connection)
-            open.withLock { $0 -= 1 }
+            open.value.wrappingSubtract(1, ordering: .relaxed)
           }
         }
       }

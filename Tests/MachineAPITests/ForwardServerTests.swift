@@ -2,6 +2,7 @@ import Glibc
 import JSON
 import Kubernetes
 import MachineAPI
+import NIOCore
 import TestSupport
 import Testing
 
@@ -112,6 +113,12 @@ import Testing
     }
     let first = try await open("alice")
     let second = try await open("alice")
+    // It takes no place among the API server's requests in flight.
+    let metrics = try await installation.plane.kubectl("get", "--raw", "/metrics")
+    #expect(
+      metrics.split(separator: "\n").contains {
+        $0.hasPrefix("apiserver_longrunning_") && $0.contains(#"subresource="portforward""#)
+      })
     func refusal(_ user: String) async throws -> String {
       let line = Forwarded(try installation.client(as: user), path, port: guest.port)
       guard case .failure(let error as KubernetesError) = await line.task.result else { return "none" }
