@@ -1,5 +1,6 @@
 import Glibc
 import IaaS
+import JSON
 import Kubernetes
 import MachineAPI
 import NIOCore
