@@ -10,6 +10,8 @@ enum APIAnswer: Sendable {
   case text(status: Int, String)
   /// The connection becomes a console.
   case console(ConsoleTicket)
+  /// The connection becomes one to a machine's port.
+  case forward(ForwardTicket)
 }
 
 /// Answers requests: finds out who calls and whether they may, and does what they ask for at the API server.
@@ -20,12 +22,16 @@ final class MachineAPIService: Sendable {
   private let client: KubernetesClient
   /// The folder below which consoles' sockets are; nil where this process serves no consoles.
   private let consoleFolder: String?
+  private let addresses: AddressRule
   private let requests: CounterFamily
   private let logger: Logger
 
-  init(client: KubernetesClient, consoleFolder: String?, registry: MetricsRegistry, logger: Logger) {
+  init(
+    client: KubernetesClient, consoleFolder: String?, addresses: AddressRule, registry: MetricsRegistry, logger: Logger
+  ) {
     self.client = client
     self.consoleFolder = consoleFolder
+    self.addresses = addresses
     self.logger = logger
     authenticator = Authenticator(client: client)
     authorizer = Authorizer(client: client, registry: registry)
@@ -36,44 +42,48 @@ final class MachineAPIService: Sendable {
 
   var isReady: Bool { authenticator.settings != nil }
 
-  /// - Returns: the answer, and whether the caller is somebody known.
-  func answer(_ request: APIRequest) async -> (answer: APIAnswer, isKnown: Bool) {
-    var isKnown = false
+  /// - Returns: the answer, and who called; nil for those whom nobody knows.
+  func answer(_ request: APIRequest) async -> (answer: APIAnswer, caller: Caller?) {
+    var caller: Caller?
     var label = "other"
     do {
-      let answer = try await self.answer(request, isKnown: &isKnown, label: &label)
+      let answer = try await self.answer(request, caller: &caller, label: &label)
       if case .document(let status, _, _) = answer { requests.increment(label, "\(status)") }
       if case .console = answer { requests.increment(label, "101") }
-      return (answer, isKnown)
+      return (answer, caller)
     } catch let failure as APIFailure {
       requests.increment(label, "\(failure.code)")
       return (
-        .document(status: failure.code, body: failure.body, retryAfterSeconds: failure.retryAfterSeconds), isKnown
+        .document(status: failure.code, body: failure.body, retryAfterSeconds: failure.retryAfterSeconds), caller
       )
     } catch {
       logger.error("a request failed in a way that nobody thought of", metadata: ["error": "\(error)"])
       let failure = APIFailure(500, "InternalError", "bm-api could not answer; its log tells why")
       requests.increment(label, "500")
-      return (.document(status: failure.code, body: failure.body), isKnown)
+      return (.document(status: failure.code, body: failure.body), caller)
     }
   }
 
+  /// Counts a connection to a machine's port, whose answer is known only when the machine has accepted it or not.
+  func countForward(status: Int) { requests.increment(MachineVerb.portforward.rawValue, "\(status)") }
+
   private func answer(
-    _ request: APIRequest, isKnown: inout Bool, label: inout String
+    _ request: APIRequest, caller: inout Caller?, label: inout String
   ) async throws -> APIAnswer {
     // Whoever is unknown learns nothing, not even which paths there are.
     if case .health(let name)? = try? Route.parse(method: request.method, path: request.path) {
       guard name != "readyz" || isReady else { return .text(status: 503, "not ready\n") }
       return .text(status: 200, "ok\n")
     }
-    let identity: Identity
+    let known: Caller
     do {
-      identity = try await authenticator.identity(of: request.proof)
+      known = try await authenticator.caller(of: request.proof)
     } catch {
       if (error as? APIFailure)?.code == 401 { authorizer.countUnauthenticated() }
       throw error
     }
-    isKnown = true
+    caller = known
+    let identity = known.identity
     let route = try Route.parse(method: request.method, path: request.path)
     if case .machine(let verb, _, _) = route { label = verb.rawValue }
     if let access = route.access(path: request.path) { try await authorizer.check(identity, access) }
@@ -90,6 +100,7 @@ final class MachineAPIService: Sendable {
       let key = ObjectKey(namespace: namespace, name: name)
       switch verb {
       case .console: return .console(try await ticket(key, request, identity))
+      case .portforward: return .forward(try await forward(key, request, identity))
       case .timeline: return .document(status: 200, body: TimelineDocument.body(try await store.object(key)))
       case .plan:
         let running = try request.flag("running")
@@ -134,15 +145,8 @@ final class MachineAPIService: Sendable {
   // MARK: Consoles
 
   private func ticket(_ key: ObjectKey, _ request: APIRequest, _ identity: Identity) async throws -> ConsoleTicket {
-    let upgrade = request.header("upgrade")?.lowercased()
-    guard upgrade == "websocket", request.header("sec-websocket-version") == "13",
-      request.header("sec-websocket-key")?.utf8.count == 24, request.body.isEmpty
-    else {
-      throw APIFailure(
-        400, "BadRequest", "a console is opened by a WebSocket handshake (RFC 6455, version 13): Upgrade: websocket")
-    }
-    let offered = request.proof.headers.filter { $0.name.lowercased() == "sec-websocket-protocol" }.map(\.value)
-    let (spoken, isNamed) = try ConsoleProtocol.choose(offered)
+    try WebSocketHandshake.check(request, opens: "a console")
+    let (spoken, isNamed) = try ConsoleProtocol.choose(WebSocketHandshake.offered(request))
     var since: ConsolePlace?
     if let text = try request.parameter("since") {
       guard let place = ConsolePlace(text) else {
@@ -168,22 +172,45 @@ final class MachineAPIService: Sendable {
     let socketPath = try await socket(of: hostName, machine: key, uid: uid)
     return ConsoleTicket(
       machine: key.description,
-      line: ConsoleLineKey(host: hostName, machineUID: uid, namespace: key.namespace ?? "", name: key.name),
-      socketPath: socketPath, identity: identity,
+      holding: holding(.console, key, uid: uid, host: hostName, identity), socketPath: socketPath, spoken: spoken,
+      namesProtocol: isNamed, since: since, takesOver: takesOver, isReadOnly: isReadOnly)
+  }
+
+  private func holding(
+    _ verb: MachineVerb, _ key: ObjectKey, uid: String, host: String, _ identity: Identity
+  ) -> Holding {
+    Holding(
+      line: ConsoleLineKey(host: host, machineUID: uid, namespace: key.namespace ?? "", name: key.name),
+      identity: identity,
       access: .machine(
-        verb: MachineVerb.console.access, subresource: MachineVerb.console.rawValue, namespace: key.namespace ?? "",
-        name: key.name), spoken: spoken, namesProtocol: isNamed, since: since, takesOver: takesOver,
-      isReadOnly: isReadOnly)
+        verb: verb.access, subresource: verb.rawValue, namespace: key.namespace ?? "", name: key.name))
+  }
+
+  /// Where a connection to a machine's port goes.
+  private func forward(
+    _ key: ObjectKey, _ request: APIRequest, _ identity: Identity
+  ) async throws -> ForwardTicket {
+    try WebSocketHandshake.check(request, opens: "a connection to a port")
+    let spoken = try WebSocketHandshake.choose(WebSocketHandshake.offered(request), known: [ForwardTicket.spoken])
+    let port = try ForwardTarget.port(try request.parameter("port"))
+    let machine = try await store.machine(key)
+    guard let hostName = machine.status?.host, !hostName.isEmpty, let uid = machine.metadata.uid else {
+      throw APIFailure.conflict(
+        key.name, "machine \(key) has no host yet (\(machine.status?.message ?? "pending")); wait until it starts")
+    }
+    let address = try ForwardTarget.decide(machine, on: try await host(hostName, of: key), rule: addresses)
+    return ForwardTicket(
+      holding: holding(.portforward, key, uid: uid, host: hostName, identity), address: address, port: port,
+      subprotocol: spoken)
+  }
+
+  private func host(_ name: String, of machine: ObjectKey) async throws -> BareMetalHost {
+    try await store.attempt(machine) { try await client.get(BareMetalHost.self, name: name) }
   }
 
   /// Where a host's line is served. What is told of it to a tenant says nothing of where that is.
   private func socket(of hostName: String, machine: ObjectKey, uid: String) async throws -> String {
-    let host: BareMetalHost
-    do {
-      host = try await client.get(BareMetalHost.self, name: hostName)
-    } catch let error as KubernetesError {
-      throw APIFailure(error, machine: machine.name)
-    }
+    let host = try await host(hostName, of: machine)
     guard host.status?.claim?.uid == uid else {
       throw APIFailure.conflict(machine.name, "machine \(machine) does not hold its host any more")
     }
@@ -206,16 +233,17 @@ final class MachineAPIService: Sendable {
     return address.path
   }
 
-  /// Why holders of tickets must not keep their consoles.
-  func objections(_ tickets: [ConsoleTicket]) async -> [ConsoleObjection?] {
+  /// Why the holders of something of a machine must not keep it.
+  /// - Parameter what: what they hold, in words.
+  func objections(_ holdings: [Holding], _ what: String) async -> [ConsoleObjection?] {
     var lines: [ConsoleLineKey: ConsoleObjection] = [:]
-    for key in Set(tickets.map(\.line)) { lines[key] = await objection(to: key) }
+    for key in Set(holdings.map(\.line)) { lines[key] = await objection(to: key) }
     var found: [ConsoleObjection?] = []
-    for ticket in tickets {
-      if let line = lines[ticket.line] {
+    for holding in holdings {
+      if let line = lines[holding.line] {
         found.append(line)
-      } else if (try? await authorizer.isAllowed(ticket.identity, ticket.access)) == false {
-        found.append(ConsoleObjection(code: 1008, reason: "you are not allowed to use this console any more"))
+      } else if (try? await authorizer.isAllowed(holding.identity, holding.access)) == false {
+        found.append(ConsoleObjection(code: 1008, reason: "you are not allowed to use this \(what) any more"))
       } else {
         found.append(nil)
       }

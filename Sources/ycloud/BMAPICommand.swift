@@ -25,12 +25,29 @@ struct BMAPICommand: AsyncParsableCommand {
       "The folder below which the servers' console sockets are; without it consoles are not served.",
       valueName: "folder"))
   var consoleSockets: String?
+  @Option(
+    help: ArgumentHelp(
+      """
+      Networks that machines have addresses in, with commas between: only there are ports of machines connected to, and \
+      without it none are.
+      """, valueName: "CIDR,..."))
+  var machineNetworks = ""
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
   @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = Logger.Level.info
 
   func validate() throws {
     if let consoleSockets, !consoleSockets.hasPrefix("/") {
       throw ValidationError("--console-sockets must be an absolute path.")
+    }
+    _ = try networks()
+  }
+
+  private func networks() throws -> [AddressPrefix] {
+    try machineNetworks.split(separator: ",").map { text in
+      guard let network = AddressPrefix(String(text)) else {
+        throw ValidationError("--machine-networks: '\(text)' is no network, such as 10.1.0.0/16 or fd00:1::/64.")
+      }
+      return network
     }
   }
 
@@ -49,6 +66,8 @@ struct BMAPICommand: AsyncParsableCommand {
     var configuration = MachineAPIServer.Configuration(
       host: address.host, port: address.port, tls: TLSFiles(certificateChain: tlsCert, privateKey: tlsKey))
     configuration.consoleFolder = consoleSockets
+    configuration.addresses.networks = try networks()
+    configuration.addresses.servers = AddressRule.addresses(inURL: access.server)
     let server = MachineAPIServer(configuration: configuration, client: client, registry: registry, logger: logger)
     let operations = try metricsAddress.isEmpty ? nil : HostAndPort(metricsAddress, flag: "--metrics-address")
     defer { logger.info("ended") }

@@ -20,18 +20,8 @@ private final class Shared<Value: Sendable>: Sendable {
 
 /// Consoles, with Python's `websockets` as somebody else's client and with our own.
 @Suite(.timeLimit(.minutes(5)), .serialized) struct ConsoleServerTests {
-  private func python(_ installation: Installation, _ scenario: String, _ more: String...) async throws -> JSONValue {
-    let venv = try await ChildProcess.run(
-      "\(TestEnvironment.repository)/scripts/test-venv.sh", [], within: .seconds(300)
-    ).split(separator: "\n").last
-    let folder = #filePath.split(separator: "/").dropLast().reduce(into: "") { $0 += "/\($1)" }
-    let text = try await ChildProcess.run(
-      "\(venv ?? "")/bin/python3",
-      [
-        "\(folder)/Python/console.py", scenario, installation.plane.server, "https://127.0.0.1:\(installation.port)",
-        installation.plane.certificateAuthority, TestControlPlane.adminToken, installation.path("console"),
-      ] + more, within: .seconds(120))
-    return try JSONValue.parse(String(text.split(separator: "\n").last ?? ""))
+  private func python(_ installation: Installation, _ scenario: String) async throws -> JSONValue {
+    try await installation.python(scenario, path: installation.path("console"))
   }
 
   @Test func manyReadAndOneTypes() async throws {

@@ -63,21 +63,22 @@ import Testing
   }
 }
 
-@Suite struct ConsoleInputTests {
+@Suite struct WebSocketInputTests {
   private func take(
-    _ input: inout ConsoleInput, _ opcode: WebSocketOpcode, _ text: String, isFinal: Bool = true, isMasked: Bool = true,
+    _ input: inout WebSocketInput, _ opcode: WebSocketOpcode, _ text: String, isFinal: Bool = true,
+    isMasked: Bool = true,
     hasReservedBits: Bool = false
-  ) -> ConsoleInput.Event {
+  ) -> WebSocketInput.Event {
     input.take(
       opcode: opcode, isFinal: isFinal, isMasked: isMasked, hasReservedBits: hasReservedBits, data: Array(text.utf8))
   }
 
-  private func isViolation(_ event: ConsoleInput.Event, _ code: Int) -> Bool {
+  private func isViolation(_ event: WebSocketInput.Event, _ code: Int) -> Bool {
     if case .violation(code, _) = event { true } else { false }
   }
 
   @Test func piecesOfAMessageAreTypedAsTheyCome() {
-    var input = ConsoleInput(.plain)
+    var input = WebSocketInput(.plain)
     #expect(take(&input, .binary, "a", isFinal: false) == .typed([0x61]))
     #expect(take(&input, .ping, "p") == .ping([0x70]))
     #expect(take(&input, .continuation, "b") == .typed([0x62]))
@@ -85,7 +86,7 @@ import Testing
   }
 
   @Test func aChannelStandsOnceInAMessage() {
-    var input = ConsoleInput(.channels)
+    var input = WebSocketInput(.channels)
     #expect(take(&input, .binary, "\0ls", isFinal: false) == .typed(Array("ls".utf8)))
     #expect(take(&input, .continuation, "\0x") == .typed([0, 0x78]))
     #expect(take(&input, .binary, "\u{4}{\"Width\":80}") == .nothing)
@@ -93,16 +94,16 @@ import Testing
   }
 
   @Test func whatBreaksTheProtocolEndsTheSession() {
-    var input = ConsoleInput(.plain)
+    var input = WebSocketInput(.plain)
     #expect(isViolation(take(&input, .binary, "a", isMasked: false), 1002))
     #expect(isViolation(take(&input, .binary, "a", hasReservedBits: true), 1002))
     #expect(isViolation(take(&input, .ping, "a", isFinal: false), 1002))
     #expect(isViolation(take(&input, .ping, String(repeating: "a", count: 126)), 1002))
     #expect(take(&input, .binary, "a", isFinal: false) == .typed([0x61]))
     #expect(isViolation(take(&input, .binary, "b"), 1002))
-    input = ConsoleInput(.plain)
+    input = WebSocketInput(.plain)
     #expect(isViolation(take(&input, .text, String(repeating: "a", count: 5000)), 1009))
-    input = ConsoleInput(.plain)
+    input = WebSocketInput(.plain)
     let broken = input.take(opcode: .text, isFinal: true, isMasked: true, hasReservedBits: false, data: [0xFF])
     #expect(isViolation(broken, 1007))
   }

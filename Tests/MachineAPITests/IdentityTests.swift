@@ -57,14 +57,35 @@ import Testing
 @Suite struct CensusTests {
   @Test func strangersDoNotKeepOutOthers() throws {
     let census = ConnectionCensus(strangersMax: 2, connectionsMax: 4)
-    let first = try #require(census.enter())
-    let second = try #require(census.enter())
-    #expect(census.enter() == nil)
-    let known = census.recognize(first)
-    let third = try #require(census.enter())
+    let first = try #require(census.enter(from: nil))
+    let second = try #require(census.enter(from: nil))
+    #expect(census.enter(from: nil) == nil)
+    let known = census.recognize(first, isProxy: false)
+    let third = try #require(census.enter(from: nil))
     census.leave(second)
     census.leave(third)
     census.leave(known)
-    #expect(census.enter() != nil)
+    #expect(census.enter(from: nil) != nil)
+  }
+
+  @Test func oneAddressDoesNotKeepOutOthers() throws {
+    let census = ConnectionCensus(strangersMax: 4, connectionsMax: 16)
+    let loud = [census.enter(from: "a"), census.enter(from: "a")].compactMap { $0 }
+    #expect(loud.count == 2 && census.enter(from: "a") == nil)
+    var other = try #require(census.enter(from: "b"))
+    // Those who are known count for their address, up to a quarter of all; the front proxy's do not.
+    var known = loud.map { census.recognize($0, isProxy: false) }
+    for _ in 0..<2 { known.append(census.recognize(try #require(census.enter(from: "a")), isProxy: false)) }
+    #expect(known.count == 4 && census.enter(from: "a") == nil)
+    let proxied = known.removeLast()
+    let proxy = census.recognize(proxied, isProxy: true)
+    #expect(census.recognize(proxy, isProxy: true) == proxy)
+    known.append(try #require(census.enter(from: "a")))
+    #expect(census.enter(from: "a") == nil)
+    // Everything is given back.
+    other = census.recognize(other, isProxy: true)
+    for place in known + [other, proxy] { census.leave(place) }
+    #expect([census.enter(from: "a"), census.enter(from: "a")].compactMap { $0 }.count == 2)
+    #expect(census.enter(from: "a") == nil && census.enter(from: "b") != nil)
   }
 }

@@ -191,6 +191,21 @@ final class Installation: Sendable {
     "/apis/\(Names.subresourceGroup)/v1/namespaces/\(namespace ?? self.namespace)/baremetalmachines/\(machine)/\(verb)"
   }
 
+  /// Somebody else's WebSocket client (Python's), in one of its scenarios.
+  func python(_ scenario: String, path: String) async throws -> JSONValue {
+    let venv = try await ChildProcess.run(
+      "\(TestEnvironment.repository)/scripts/test-venv.sh", [], within: .seconds(300)
+    ).split(separator: "\n").last
+    let folder = #filePath.split(separator: "/").dropLast().reduce(into: "") { $0 += "/\($1)" }
+    let text = try await ChildProcess.run(
+      "\(venv ?? "")/bin/python3",
+      [
+        "\(folder)/Python/console.py", scenario, plane.server, "https://127.0.0.1:\(port)",
+        plane.certificateAuthority, TestControlPlane.adminToken, path,
+      ], within: .seconds(120))
+    return try JSONValue.parse(String(text.split(separator: "\n").last ?? ""))
+  }
+
   func machineObject() async throws -> BareMetalMachine {
     try await client.get(BareMetalMachine.self, name: Self.machine, namespace: namespace)
   }

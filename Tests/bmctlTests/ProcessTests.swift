@@ -176,7 +176,9 @@ struct ProcessTests {
     let cases: [(String, Int32)] = [
       ("bmctl get pods", 64), ("bmctl get machines", 7), ("bmctl wait a --for Flying", 64),
       ("bmctl console --address unix:\(folder.file("none"))", 7), ("bmctl console", 64), ("bmctl --help", 0),
-      ("bmctl scp a b", 64), ("bmctl scp a bm-01:b --user=-x", 64), ("bmctl scp a bm-01:b", 7),
+      ("bmctl port-forward a", 64), ("bmctl port-forward a 80:x", 64), ("bmctl port-forward a 80 --address x", 64),
+      ("bmctl port-forward a :80", 7), ("bmctl scp a b", 64), ("bmctl scp a bm-01:b --user=-x", 64),
+      ("bmctl scp a bm-01:b", 7),
       ("bmctl scp -- -a bm-01:b", 7),
       ("bmctl image import x --sha256 zz", 64), ("bmctl host add A --bmc x --user u --dpu-node d", 64),
     ]

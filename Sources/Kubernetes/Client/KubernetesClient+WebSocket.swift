@@ -4,13 +4,6 @@ import NIOHTTP1
 import NIOPosix
 import NIOSSL
 import NIOWebSocket
-import Synchronization
-
-#if canImport(Glibc)
-  import Glibc
-#elseif canImport(Musl)
-  import Musl
-#endif
 
 /// What happens on a WebSocket that carries bytes.
 public enum WebSocketEvent: Sendable, Hashable {
@@ -32,39 +25,33 @@ extension KubernetesClient {
   ///
   /// - Parameters:
   ///   - path: starts with `/`; already percent-encoded.
-  ///   - descriptor: a connected stream socket, which is closed at the end, whatever the end is.
+  ///   - ending: the text message that stands for the end of one direction, sent and understood, where the other one may
+  ///     go on; without it the end of either side ends both.
+  ///   - descriptor: a connected stream socket, which is closed at the end, whatever the end is. With `ending` it is reset
+  ///     where the WebSocket breaks before both directions ended, so that a part is not taken for the whole.
   ///   - onEvent: called on an event loop; must not wait.
   /// - Throws: `KubernetesError` where the server does not accept it, with the server's own words.
   public func carry(
-    path: String, query: [(String, String)] = [], subprotocol: String, over descriptor: CInt,
-    onEvent: @escaping @Sendable (WebSocketEvent) -> Void
+    path: String, query: [(String, String)] = [], subprotocol: String, ending: [UInt8]? = nil,
+    over descriptor: CInt, onEvent: @escaping @Sendable (WebSocketEvent) -> Void
   ) async throws {
     let operation = "open a WebSocket at \(path)"
-    let local: any Channel
-    let bridge = WebSocketBridge(loop: Transport.eventLoopGroup.next(), onEvent: onEvent)
-    do {
-      local = try await ClientBootstrap(group: bridge.loop)
-        .channelOption(.autoRead, value: false)
-        .channelInitializer { channel in bridge.addLocal(to: channel) }
-        .withConnectedSocket(descriptor).get()
-    } catch {
-      close(descriptor)
-      throw translate(error, operation: operation)
-    }
+    let bridge = WebSocketBridge(
+      descriptor: descriptor, ending: ending, loop: Transport.eventLoopGroup.next(), onEvent: onEvent)
     do {
       let call = Call(
         operation: operation, verb: "connect", resource: "raw", method: .GET, path: path, query: query)
       let credential = try await prepare(call)
       let web = try await connect(call, subprotocol, as: credential, bridge)
-      try await withTaskCancellationHandler {
-        try await web.closeFuture.get()
+      await withTaskCancellationHandler {
+        try? await web.closeFuture.get()
+        // What came before the end is still on its way to whoever reads.
+        await bridge.localClosed()
       } onCancel: {
-        web.close(promise: nil)
+        bridge.breakOff()
       }
-      local.close(promise: nil)
-      try? await local.closeFuture.get()
     } catch {
-      local.close(promise: nil)
+      bridge.giveUp()
       throw translate(error, operation: operation)
     }
   }
@@ -104,16 +91,18 @@ extension KubernetesClient {
             }
           }.flatMap {
             let upgrader = NIOWebSocketClientUpgrader(maxFrameSize: 1 << 20) { channel, _ in
-              channel.pipeline.removeHandler(name: HandshakeHandler.name).flatMap {
-                accepted.succeed()
-                return bridge.addWeb(to: channel)
+              let opened = channel.pipeline.removeHandler(name: HandshakeHandler.name).flatMap {
+                bridge.begin(on: channel)
               }
+              opened.cascade(to: accepted)
+              return opened
             }
             return channel.pipeline.addHTTPClientHandlers(
               leftOverBytesStrategy: .forwardBytes,
               withClientUpgrade: (upgraders: [upgrader], completionHandler: { _ in }))
           }.flatMap {
-            Transport.keepAlive(channel)
+            // A peer that is there but takes nothing for long, because nobody takes it there, must not be given up.
+            Transport.keepAlive(channel, givesUpUnsent: false)
           }.flatMapThrowing {
             try channel.pipeline.syncOperations.addHandler(
               HandshakeHandler(request: request, accepted: accepted, operation: operation), name: HandshakeHandler.name)
@@ -129,7 +118,11 @@ extension KubernetesClient {
       accepted.fail(TimeLimitExceeded(limit: timeout))
     }
     do {
-      try await accepted.futureResult.get()
+      try await withTaskCancellationHandler {
+        try await accepted.futureResult.get()
+      } onCancel: {
+        accepted.fail(CancellationError())
+      }
       limit.cancel()
       return channel
     } catch {
@@ -190,118 +183,4 @@ private final class HandshakeHandler: ChannelInboundHandler, RemovableChannelHan
     accepted.fail(error)
     context.close(promise: nil)
   }
-}
-
-/// Two connections of one event loop, of which each is read as long as the other takes it.
-private final class WebSocketBridge: Sendable {
-  private struct State {
-    var web: (any Channel)?
-    var local: (any Channel)?
-    var isMessageText = false
-    var text: [UInt8] = []
-  }
-
-  private static let textMax = 64 << 10
-
-  let loop: any EventLoop
-  private let onEvent: @Sendable (WebSocketEvent) -> Void
-  private let state: NIOLoopBoundBox<State>
-
-  init(loop: any EventLoop, onEvent: @escaping @Sendable (WebSocketEvent) -> Void) {
-    self.loop = loop
-    self.onEvent = onEvent
-    state = NIOLoopBoundBox.makeBoxSendingValue(State(), eventLoop: loop)
-  }
-
-  func addLocal(to channel: any Channel) -> EventLoopFuture<Void> {
-    channel.eventLoop.makeCompletedFuture {
-      state.value.local = channel
-      try channel.pipeline.syncOperations.addHandler(LocalHandler(bridge: self))
-    }
-  }
-
-  func addWeb(to channel: any Channel) -> EventLoopFuture<Void> {
-    channel.eventLoop.makeCompletedFuture {
-      state.value.web = channel
-      try channel.pipeline.syncOperations.addHandler(WebHandler(bridge: self))
-      onEvent(.opened)
-      // Only now is there somebody to take what is typed.
-      state.value.local?.setOption(.autoRead, value: true).whenComplete { _ in }
-    }
-  }
-
-  func localRead(_ buffer: ByteBuffer) {
-    state.value.web?.writeAndFlush(
-      WebSocketFrame(fin: true, opcode: .binary, maskKey: .random(), data: buffer), promise: nil)
-  }
-
-  func localWritable(_ isWritable: Bool) {
-    state.value.web?.setOption(.autoRead, value: isWritable).whenComplete { _ in }
-  }
-
-  func webWritable(_ isWritable: Bool) {
-    state.value.local?.setOption(.autoRead, value: isWritable).whenComplete { _ in }
-  }
-
-  func localGone() {
-    guard let web = state.value.web else { return }
-    var reason = web.allocator.buffer(capacity: 2)
-    reason.write(webSocketErrorCode: .normalClosure)
-    let frame = WebSocketFrame(fin: true, opcode: .connectionClose, maskKey: .random(), data: reason)
-    web.writeAndFlush(frame).whenComplete { _ in web.close(promise: nil) }
-  }
-
-  func webGone() { state.value.local?.close(promise: nil) }
-
-  func webRead(_ frame: WebSocketFrame) {
-    let data = frame.unmaskedData
-    switch frame.opcode {
-    case .ping:
-      state.value.web?.writeAndFlush(
-        WebSocketFrame(fin: true, opcode: .pong, maskKey: .random(), data: data), promise: nil)
-    case .connectionClose:
-      var data = data
-      let code = data.readInteger(as: UInt16.self).map { Int($0) } ?? 1005
-      onEvent(.closed(code: code, reason: String(buffer: data)))
-      state.value.web?.close(promise: nil)
-    case .binary, .text, .continuation:
-      if frame.opcode != .continuation { state.value.isMessageText = frame.opcode == .text }
-      if state.value.isMessageText {
-        guard state.value.text.count + data.readableBytes <= Self.textMax else { return }
-        state.value.text += Array(data.readableBytesView)
-        if frame.fin {
-          onEvent(.text(state.value.text))
-          state.value.text = []
-        }
-      } else if data.readableBytes > 0 {
-        onEvent(.delivered(data.readableBytes))
-        state.value.local?.writeAndFlush(data, promise: nil)
-      }
-    default: break
-    }
-  }
-}
-
-private final class LocalHandler: ChannelInboundHandler {
-  typealias InboundIn = ByteBuffer
-  private let bridge: WebSocketBridge
-
-  init(bridge: WebSocketBridge) { self.bridge = bridge }
-
-  func channelRead(context: ChannelHandlerContext, data: NIOAny) { bridge.localRead(unwrapInboundIn(data)) }
-  func channelWritabilityChanged(context: ChannelHandlerContext) { bridge.localWritable(context.channel.isWritable) }
-  func channelInactive(context: ChannelHandlerContext) { bridge.localGone() }
-  func errorCaught(context: ChannelHandlerContext, error: any Error) { context.close(promise: nil) }
-}
-
-private final class WebHandler: ChannelInboundHandler {
-  typealias InboundIn = WebSocketFrame
-  private let bridge: WebSocketBridge
-
-  init(bridge: WebSocketBridge) { self.bridge = bridge }
-
-  func channelRead(context: ChannelHandlerContext, data: NIOAny) { bridge.webRead(unwrapInboundIn(data)) }
-  func channelWritabilityChanged(context: ChannelHandlerContext) { bridge.webWritable(context.channel.isWritable) }
-  func channelInactive(context: ChannelHandlerContext) { bridge.webGone() }
-  func errorCaught(context: ChannelHandlerContext, error: any Error) { context.close(promise: nil) }
 }

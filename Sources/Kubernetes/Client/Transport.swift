@@ -106,7 +106,9 @@ final class Transport: Sendable {
   }
 
   /// Lets the kernel find out that the other side is gone, also while a watch is silent: this needs no timer here.
-  static func keepAlive(_ channel: any Channel) -> EventLoopFuture<Void> {
+  ///
+  /// - Parameter givesUpUnsent: whether it also ends where the other side takes nothing for a minute.
+  static func keepAlive(_ channel: any Channel, givesUpUnsent: Bool = true) -> EventLoopFuture<Void> {
     var options: [(ChannelOptions.Types.SocketOption, SocketOptionValue)] = [
       (ChannelOptions.socketOption(.so_keepalive), 1)
     ]
@@ -115,8 +117,11 @@ final class Transport: Sendable {
         (ChannelOptions.Types.SocketOption(level: .tcp, name: .init(rawValue: 4)), 30),  // TCP_KEEPIDLE
         (ChannelOptions.Types.SocketOption(level: .tcp, name: .init(rawValue: 5)), 10),  // TCP_KEEPINTVL
         (ChannelOptions.Types.SocketOption(level: .tcp, name: .init(rawValue: 6)), 3),  // TCP_KEEPCNT
-        (ChannelOptions.Types.SocketOption(level: .tcp, name: .init(rawValue: 18)), 60_000),  // TCP_USER_TIMEOUT
       ]
+      if givesUpUnsent {
+        // TCP_USER_TIMEOUT
+        options.append((ChannelOptions.Types.SocketOption(level: .tcp, name: .init(rawValue: 18)), 60_000))
+      }
     #endif
     let futures = options.map { option, value in
       // A socket that refuses an option still works.

@@ -85,6 +85,10 @@ final class ConsoleLine {
       session.refuse("this session only reads (readOnly)")
       return
     }
+    guard session.mayTakeOver() else {
+      session.refuse("the line was taken over just now; wait a moment")
+      return
+    }
     if seat.takeOver(session: session.id, user: session.ticket.identity.user) { tellWriter() }
   }
 

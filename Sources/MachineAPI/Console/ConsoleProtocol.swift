@@ -11,16 +11,8 @@ package enum ConsoleProtocol: String, Sendable, Hashable, CaseIterable {
   /// The one to speak, of those that the client offers in its order; plain where it offers none.
   /// - Throws: `APIFailure` 400 where it offers only others.
   package static func choose(_ offered: [String]) throws(APIFailure) -> (ConsoleProtocol, isNamed: Bool) {
-    let names = offered.flatMap { $0.split(separator: ",") }.map { text in
-      String(text.drop { $0 == " " }.prefix { $0 != " " })
-    }
-    // A browser's token for the API server stands among them.
-    let wanted = names.filter { !$0.isEmpty && !$0.hasPrefix("base64url.bearer.authorization.k8s.io.") }
-    guard !wanted.isEmpty else { return (.plain, false) }
-    for name in wanted { if let known = ConsoleProtocol(rawValue: name) { return (known, true) } }
-    throw .badRequest(
-      "none of the subprotocols is spoken here: offer \(allCases.map(\.rawValue).joined(separator: " or ")), or none",
-      field: "Sec-WebSocket-Protocol")
+    let name = try WebSocketHandshake.choose(offered, known: allCases.map(\.rawValue))
+    return (name.flatMap { ConsoleProtocol(rawValue: $0) } ?? .plain, name != nil)
   }
 }
 

@@ -5,17 +5,18 @@ import NIOWebSocket
 /// Who has a console open, and what they may do with it.
 struct ConsoleTicket: Sendable {
   var machine: String
-  var line: ConsoleLineKey
+  var holding: Holding
   /// Where the server's line is served.
   var socketPath: String
-  var identity: Identity
-  var access: AccessRequest
   var spoken: ConsoleProtocol
   /// Whether the client named the protocol, and has to be told.
   var namesProtocol: Bool
   var since: ConsolePlace?
   var takesOver: Bool
   var isReadOnly: Bool
+
+  var line: ConsoleLineKey { holding.line }
+  var identity: Identity { holding.identity }
 }
 
 /// One line: a machine on a host. The same machine on another host is another line.
@@ -31,15 +32,20 @@ final class ConsoleSession {
   /// Bytes on their way to one client; the rest stays on the tape.
   static let inFlightMax = 128 << 10
   private static let piece = 32 << 10
+  /// Words about the session that may be on their way to one client: they are not on the tape, so one that takes none of
+  /// them is cut off, and goes on at its place when it comes back.
+  private static let noticesMax = 32
 
   let id: Int
   let ticket: ConsoleTicket
   let channel: any Channel
   private var place: UInt64 = 0
   private var inFlight = 0
+  private var noticesInFlight = 0
   private var isEnding = false
   /// Refusals are told once a second at most.
   private var refusedAt: NIODeadline?
+  private var tookOverAt: NIODeadline?
   var heardAt: NIODeadline = .now()
 
   init(id: Int, ticket: ConsoleTicket, channel: any Channel) {
@@ -94,17 +100,36 @@ final class ConsoleSession {
 
   func tell(_ notice: ConsoleNotice) {
     guard !isEnding else { return }
+    guard noticesInFlight < Self.noticesMax else { return cutOff() }
+    let frame: WebSocketFrame
     switch ticket.spoken {
     case .plain:
-      let buffer = channel.allocator.buffer(bytes: notice.json.serialize())
-      channel.writeAndFlush(WebSocketFrame(fin: true, opcode: .text, data: buffer), promise: nil)
+      frame = WebSocketFrame(
+        fin: true, opcode: .text, data: channel.allocator.buffer(bytes: notice.json.serialize()))
     case .channels:
       guard let words = notice.words else { return }
       var buffer = channel.allocator.buffer(capacity: words.utf8.count + 16)
       buffer.writeInteger(UInt8(2))
       buffer.writeString("\r\n[console: \(words)]\r\n")
-      channel.writeAndFlush(WebSocketFrame(fin: true, opcode: .binary, data: buffer), promise: nil)
+      frame = WebSocketFrame(fin: true, opcode: .binary, data: buffer)
     }
+    noticesInFlight += 1
+    let bound = NIOLoopBound(self, eventLoop: channel.eventLoop)
+    channel.writeAndFlush(frame).whenComplete { _ in bound.value.noticesInFlight -= 1 }
+  }
+
+  private func cutOff() {
+    isEnding = true
+    let channel = channel
+    channel.eventLoop.execute { channel.close(promise: nil) }
+  }
+
+  /// Whether its client may take the line now: not again and again, as all others are told each time.
+  func mayTakeOver() -> Bool {
+    let now = NIODeadline.now()
+    if let tookOverAt, now - tookOverAt < .milliseconds(250) { return false }
+    tookOverAt = now
+    return true
   }
 
   func refuse(_ reason: String) {
@@ -128,13 +153,6 @@ final class ConsoleSession {
   func end(_ code: Int, _ reason: String) {
     guard !isEnding else { return }
     isEnding = true
-    var buffer = channel.allocator.buffer(capacity: 128)
-    buffer.write(webSocketErrorCode: WebSocketErrorCode(codeNumber: code))
-    buffer.writeString(String(reason.prefix(100)))
-    let channel = channel
-    channel.writeAndFlush(WebSocketFrame(fin: true, opcode: .connectionClose, data: buffer))
-      .whenComplete { _ in channel.close(promise: nil) }
-    // One who takes nothing does not get this either.
-    channel.eventLoop.scheduleTask(in: .seconds(5)) { channel.close(promise: nil) }
+    channel.endWebSocket(code, reason, within: .seconds(5))
   }
 }

@@ -39,7 +39,7 @@ struct ConsoleMetrics: Sendable {
   }
 }
 
-/// Why a console must not stay open.
+/// Why a console, or a connection to a port, must not stay open.
 struct ConsoleObjection: Sendable, Hashable {
   /// A status of RFC 6455, section 7.4: 1008 where it is of no use to connect again.
   var code: Int
@@ -144,22 +144,15 @@ final class ConsoleSwitchboard: Sendable {
 
   /// Keeps watch until cancelled: clients that are gone, machines that are not on their host any more, rights that were
   /// taken away. At the end all consoles are closed.
-  ///
-  /// - Parameter objections: why the holders of tickets must not keep their consoles, in the tickets' order; nil for those
-  ///   who may, and where it cannot be found out now.
-  func run(objections: @escaping @Sendable ([ConsoleTicket]) async -> [ConsoleObjection?]) async throws {
+  func run(objections: @escaping @Sendable ([Holding]) async -> [ConsoleObjection?]) async throws {
     let sweeping = loop.scheduleRepeatedTask(initialDelay: limits.ping, delay: limits.ping) { [self] _ in sweep() }
     do {
-      while true {
-        try await Task.sleep(for: limits.recheck)
-        let sessions = try await open()
-        let found = await objections(sessions.map(\.ticket))
-        for ((ticket, id), objection) in zip(sessions, found) {
-          guard let objection else { continue }
-          try await loop.submit { [self] in
-            state.value.lines[ticket.line]?.sessions[id]?.end(objection.code, objection.reason)
-          }.get()
+      try await RightsWatch(every: limits.recheck, loop: loop).run(objections: objections) { [self] in
+        state.value.lines.values.flatMap { line in
+          line.sessions.values.map { (holding: $0.ticket.holding, id: $0.id) }
         }
+      } end: { [self] holding, id, objection in
+        state.value.lines[holding.line]?.sessions[id]?.end(objection.code, objection.reason)
       }
     } catch {
       sweeping.cancel()
@@ -169,11 +162,5 @@ final class ConsoleSwitchboard: Sendable {
       }.get()
       throw error
     }
-  }
-
-  private func open() async throws -> [(ticket: ConsoleTicket, id: Int)] {
-    try await loop.submit { [self] in
-      state.value.lines.values.flatMap { line in line.sessions.values.map { (ticket: $0.ticket, id: $0.id) } }
-    }.get()
   }
 }

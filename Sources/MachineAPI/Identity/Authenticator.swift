@@ -22,6 +22,12 @@ package struct Proof: Sendable {
   }
 }
 
+/// Who calls, and whether it is the front proxy that says so.
+package struct Caller: Sendable, Hashable {
+  package var identity: Identity
+  package var isProxied: Bool
+}
+
 /// Finds out who calls: the front proxy for somebody, or somebody with a client certificate or a bearer token.
 package final class Authenticator: Sendable {
   /// How long an answer of the API server about a token holds.
@@ -46,7 +52,7 @@ package final class Authenticator: Sendable {
   }
 
   /// - Throws: `APIFailure` 401 where nobody is proven, 503 where it cannot be found out now.
-  package func identity(of proof: Proof) async throws -> Identity {
+  package func caller(of proof: Proof) async throws -> Caller {
     guard let settings else {
       throw APIFailure.unavailable(
         "bm-api does not know yet whom to believe: it waits for the ConfigMap "
@@ -57,13 +63,16 @@ package final class Authenticator: Sendable {
         settings.proxyNames.isEmpty || settings.proxyNames.contains(proxy.commonName),
         let identity = settings.identity(headers: proof.headers)
       {
-        return identity.complete
+        return Caller(identity: identity.complete, isProxied: true)
       }
       if let user = await subject(of: certificate, signedBy: settings.clientAuthorities) {
-        return Identity(user: user.commonName, groups: user.organizations).complete
+        return Caller(
+          identity: Identity(user: user.commonName, groups: user.organizations).complete, isProxied: false)
       }
     }
-    if let token = proof.bearerToken, let identity = try await review(token) { return identity.complete }
+    if let token = proof.bearerToken, let identity = try await review(token) {
+      return Caller(identity: identity.complete, isProxied: false)
+    }
     throw APIFailure(
       401, "Unauthorized",
       "no certificate or token proves who calls; call through the API server, or with a certificate or token of its users"

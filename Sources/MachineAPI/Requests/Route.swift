@@ -1,12 +1,12 @@
 /// What a machine's path ends with.
 package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
   case start, stop, restart, reset, softreboot, adddisk, removedisk, migrate
-  case console, timeline, plan
+  case console, portforward, timeline, plan
 
   /// PUT changes something, GET looks.
   package var method: String {
     switch self {
-    case .console, .timeline, .plan: "GET"
+    case .console, .portforward, .timeline, .plan: "GET"
     default: "PUT"
     }
   }
@@ -24,6 +24,7 @@ package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
     case .removedisk: "RemoveDiskOptions"
     case .migrate: "MigrateOptions"
     case .console: "Console"
+    case .portforward: "PortForward"
     case .timeline: "MachineTimeline"
     case .plan: "MachinePlan"
     }
@@ -40,6 +41,7 @@ package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
     case .removedisk: "Removes a disk from spec.disks."
     case .migrate: "Moves the machine to another host; it is stopped and booted there (BareMetalMachineMigration)."
     case .console: "The serial console, over WebSocket."
+    case .portforward: "A TCP connection to a port of the machine, over WebSocket."
     case .timeline: "When the machine's first start passed which point."
     case .plan: "The steps that bm-controller would take now."
     }
@@ -49,6 +51,7 @@ package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
   package var parameters: [String] {
     switch self {
     case .console: ["since", "takeover", "readOnly"]
+    case .portforward: ["port"]
     case .plan: ["running"]
     case .timeline: []
     default: ["dryRun"]

@@ -9,13 +9,13 @@ final class ConsoleSocket: ChannelInboundHandler {
 
   private let switchboard: ConsoleSwitchboard
   private let ticket: ConsoleTicket
-  private var input: ConsoleInput
+  private var input: WebSocketInput
   private var joined: (session: ConsoleSession, line: ConsoleLine)?
 
   init(switchboard: ConsoleSwitchboard, ticket: ConsoleTicket) {
     self.switchboard = switchboard
     self.ticket = ticket
-    input = ConsoleInput(ticket.spoken)
+    input = WebSocketInput(ticket.spoken)
   }
 
   func handlerAdded(context: ChannelHandlerContext) {
@@ -30,12 +30,8 @@ final class ConsoleSocket: ChannelInboundHandler {
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
     guard let (session, line) = joined else { return }
-    let frame = unwrapInboundIn(data)
     session.heardAt = .now()
-    let event = input.take(
-      opcode: frame.opcode, isFinal: frame.fin, isMasked: frame.maskKey != nil,
-      hasReservedBits: frame.rsv1 || frame.rsv2 || frame.rsv3, data: Array(frame.unmaskedData.readableBytesView))
-    switch event {
+    switch input.take(unwrapInboundIn(data)) {
     case .typed(let bytes): line.typed(bytes, by: session.id)
     case .text(let text): ask(text, session, line)
     case .ping(let data): session.pong(data)
@@ -57,10 +53,10 @@ final class ConsoleSocket: ChannelInboundHandler {
       context.close(promise: nil)
       return
     }
-    switch error as? NIOWebSocketError {
-    case .invalidFrameLength: session.end(1009, "a frame has at most \(ConsoleInput.frameMax) bytes")
-    case .some: session.end(1002, "this is no WebSocket frame")
-    case nil: context.close(promise: nil)
+    if let (code, reason) = WebSocketInput.violation(error) {
+      session.end(code, reason)
+    } else {
+      context.close(promise: nil)
     }
   }
 }

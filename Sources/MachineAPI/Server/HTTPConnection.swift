@@ -21,12 +21,19 @@ final class HTTPConnection: ChannelInboundHandler {
   /// How long a connection without a request is kept: longer than the front proxy keeps its own.
   static let idle: TimeAmount = .seconds(300)
 
+  /// Bytes of a request's headers together, their number, and bytes that may wait for the parser: behind the head of an
+  /// upgrade it takes none.
+  static let headersMax = 128 << 10
+  static let headerFieldsMax = 1024
+  static let unparsedMax = 384 << 10
+
   /// The names of the handlers that speak HTTP.
   static let encoder = "http encoder"
   static let decoder = "http decoder"
 
   private let service: MachineAPIService
   private let switchboard: ConsoleSwitchboard
+  private let forwards: ForwardBoard
   private let census: ConnectionCensus
   private var place: ConnectionCensus.Place
 
@@ -37,15 +44,16 @@ final class HTTPConnection: ChannelInboundHandler {
   private var work: Task<Void, Never>?
   private var isBusy = false
   private var timer: Scheduled<Void>?
-  /// The connection is a console now: all that is left to do here is to give its place back.
-  private var isConsole = false
+  /// The connection is a WebSocket now: all that is left to do here is to give its place back.
+  private var isWebSocket = false
 
   init(
-    service: MachineAPIService, switchboard: ConsoleSwitchboard, census: ConnectionCensus,
-    place: ConnectionCensus.Place
+    service: MachineAPIService, switchboard: ConsoleSwitchboard, forwards: ForwardBoard,
+    census: ConnectionCensus, place: ConnectionCensus.Place
   ) {
     self.service = service
     self.switchboard = switchboard
+    self.forwards = forwards
     self.census = census
     self.place = place
   }
@@ -59,6 +67,10 @@ final class HTTPConnection: ChannelInboundHandler {
     context.fireChannelInactive()
   }
 
+  private func reads(_ reads: Bool, _ context: ChannelHandlerContext) {
+    context.channel.setOption(.autoRead, value: reads).whenComplete { _ in }
+  }
+
   private func setTimer(_ time: TimeAmount, _ context: ChannelHandlerContext) {
     timer?.cancel()
     let channel = context.channel
@@ -66,7 +78,7 @@ final class HTTPConnection: ChannelInboundHandler {
   }
 
   func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-    if isConsole {
+    if isWebSocket {
       context.fireChannelRead(data)
       return
     }
@@ -107,6 +119,8 @@ final class HTTPConnection: ChannelInboundHandler {
   private func answer(_ head: HTTPRequestHead, _ context: ChannelHandlerContext) {
     isBusy = true
     timer?.cancel()
+    // What comes before the answer waits in the socket: behind the head of an upgrade the parser would collect it all.
+    reads(false, context)
     let certificate =
       (try? context.pipeline.syncOperations.handler(type: NIOSSLHandler.self))?.peerCertificate
       .flatMap { try? $0.toDERBytes() }
@@ -127,27 +141,36 @@ final class HTTPConnection: ChannelInboundHandler {
     let loop = context.eventLoop
     // One task for each connection at most: it ends with the answer, or with the connection.
     work = Task {
-      let (answer, isKnown) = await service.answer(request)
+      let (answer, caller) = await service.answer(request)
       loop.execute {
         let (connection, context) = bound.value
-        connection.answered(answer, isKnown: isKnown, to: head, context)
+        connection.answered(answer, to: head, of: caller, context)
       }
     }
   }
 
   private func answered(
-    _ answer: APIAnswer, isKnown: Bool, to head: HTTPRequestHead, _ context: ChannelHandlerContext
+    _ answer: APIAnswer, to head: HTTPRequestHead, of caller: Caller?, _ context: ChannelHandlerContext
   ) {
     work = nil
     guard context.channel.isActive else { return }
-    if isKnown { place = census.recognize(place) }
-    if case .console(let ticket) = answer {
-      upgrade(ticket, head, context)
+    if let caller { place = census.recognize(place, isProxy: caller.isProxied) }
+    switch answer {
+    case .console(let ticket):
+      let switchboard = switchboard
+      upgrade(ticket.namesProtocol ? ticket.spoken.rawValue : nil, head, context) {
+        ConsoleSocket(switchboard: switchboard, ticket: ticket)
+      }
       return
+    case .forward(let ticket):
+      forward(ticket, head, context)
+      return
+    case .document, .text: break
     }
     // Behind a refused upgrade the parser takes nothing for HTTP any more.
     let isUpgrade = head.headers.contains(name: "upgrade")
-    write(answer, to: head, closing: isUpgrade || !head.isKeepAlive, context)
+    // Who has not shown who they are has a place for one request.
+    write(answer, to: head, closing: isUpgrade || !head.isKeepAlive || place.isStranger, context)
   }
 
   private func write(
@@ -166,7 +189,7 @@ final class HTTPConnection: ChannelInboundHandler {
       status = code
       bytes = Array(text.utf8)
       headers.add(name: "content-type", value: "text/plain; charset=utf-8")
-    case .console: return
+    case .console, .forward: return
     }
     headers.add(name: "content-length", value: "\(bytes.count)")
     headers.add(name: "cache-control", value: "no-store")
@@ -179,50 +202,81 @@ final class HTTPConnection: ChannelInboundHandler {
     let channel = context.channel
     let done = context.writeAndFlush(wrapOutboundOut(.end(nil)))
     if closing {
+      reads(true, context)
       // While the client still sends, an end would cost it the answer: it gets a moment to read and to leave by itself.
       if status != 413 { done.whenComplete { _ in channel.close(promise: nil) } }
       setTimer(.seconds(2), context)
       return
     }
-    self.head = nil
-    isBusy = false
-    setTimer(place.isStranger ? Self.patience : Self.idle, context)
+    // Who does not take the answer gets no other one.
+    setTimer(Self.patience, context)
+    let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+    done.whenSuccess {
+      let (connection, context) = bound.value
+      connection.head = nil
+      connection.isBusy = false
+      connection.reads(true, context)
+      connection.setTimer(Self.idle, context)
+    }
   }
 
-  // MARK: Consoles
+  // MARK: WebSockets
 
-  /// Answers the handshake (RFC 6455, section 4.2.2) and gives the connection to the console.
-  private func upgrade(_ ticket: ConsoleTicket, _ head: HTTPRequestHead, _ context: ChannelHandlerContext) {
+  /// Connects to the machine first: that it does not accept is told as the answer to the handshake.
+  private func forward(_ ticket: ForwardTicket, _ head: HTTPRequestHead, _ context: ChannelHandlerContext) {
+    let channel = context.channel
+    let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+    forwards.connect(ticket, for: channel) { result in
+      let (connection, context) = bound.value
+      guard channel.isActive else { return }
+      switch result {
+      case .failure(let failure):
+        connection.service.countForward(status: failure.code)
+        connection.write(
+          .document(status: failure.code, body: failure.body, retryAfterSeconds: failure.retryAfterSeconds), to: head,
+          closing: true, context)
+      case .success(let session):
+        connection.service.countForward(status: 101)
+        connection.upgrade(ticket.subprotocol, head, context) { ForwardSocket(session: session) }
+      }
+    }
+  }
+
+  /// Answers the handshake (RFC 6455, section 4.2.2) and gives the connection to what `makeSocket` makes.
+  private func upgrade(
+    _ subprotocol: String?, _ head: HTTPRequestHead, _ context: ChannelHandlerContext,
+    makeSocket: @escaping () -> any ChannelHandler
+  ) {
     let key = head.headers.first(name: "sec-websocket-key") ?? ""
     let digest = Insecure.SHA1.hash(data: Data("\(key)258EAFA5-E914-47DA-95CA-C5AB0DC85B11".utf8))
     var headers: HTTPHeaders = [
       "upgrade": "websocket", "connection": "upgrade",
       "sec-websocket-accept": Data(digest).base64EncodedString(),
     ]
-    if ticket.namesProtocol { headers.add(name: "sec-websocket-protocol", value: ticket.spoken.rawValue) }
+    if let subprotocol { headers.add(name: "sec-websocket-protocol", value: subprotocol) }
     context.write(
       wrapOutboundOut(.head(.init(version: .http1_1, status: .switchingProtocols, headers: headers))), promise: nil)
     context.writeAndFlush(wrapOutboundOut(.end(nil)), promise: nil)
-    let bound = NIOLoopBound((self, context), eventLoop: context.eventLoop)
+    let bound = NIOLoopBound((self, context, makeSocket), eventLoop: context.eventLoop)
     let channel = context.channel
-    let switchboard = switchboard
     // What the client sent behind its handshake comes out of the parser when that goes.
     channel.pipeline.removeHandler(name: Self.encoder).flatMapThrowing {
       let sync = channel.pipeline.syncOperations
       try sync.addHandler(WebSocketFrameEncoder())
       try sync.addHandler(
-        ByteToMessageHandler(WebSocketFrameDecoder(maxFrameSize: ConsoleInput.frameMax)))
-      try sync.addHandler(ConsoleSocket(switchboard: switchboard, ticket: ticket))
+        ByteToMessageHandler(WebSocketFrameDecoder(maxFrameSize: WebSocketInput.frameMax)))
+      try sync.addHandler(bound.value.2())
     }.flatMap {
-      let (connection, context) = bound.value
+      let (connection, context, _) = bound.value
       connection.timer?.cancel()
-      connection.isConsole = true
+      connection.isWebSocket = true
+      connection.reads(true, context)
       return context.pipeline.removeHandler(name: Self.decoder)
     }.whenFailure { _ in channel.close(promise: nil) }
   }
 
   func errorCaught(context: ChannelHandlerContext, error: any Error) {
     // No HTTP, or no TLS: there is nobody to explain it to.
-    if isConsole { context.fireErrorCaught(error) } else { context.close(promise: nil) }
+    if isWebSocket { context.fireErrorCaught(error) } else { context.close(promise: nil) }
   }
 }

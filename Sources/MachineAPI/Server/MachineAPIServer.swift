@@ -19,6 +19,9 @@ package struct MachineAPIServer: Sendable {
     /// The folder below which consoles' sockets are; nil where this process serves no consoles.
     package var consoleFolder: String?
     package var consoles = ConsoleLimits()
+    /// Which addresses of machines are connected to.
+    package var addresses = AddressRule()
+    package var forwards = ForwardLimits()
     /// Connections that have not shown who they are, and all of them.
     package var strangersMax = 256
     package var connectionsMax = 2048
@@ -48,7 +51,8 @@ package struct MachineAPIServer: Sendable {
     self.logger = logger
     self.onRunning = onRunning
     service = MachineAPIService(
-      client: client, consoleFolder: configuration.consoleFolder, registry: registry, logger: logger)
+      client: client, consoleFolder: configuration.consoleFolder, addresses: configuration.addresses,
+      registry: registry, logger: logger)
   }
 
   /// Whether it knows whom to believe.
@@ -72,6 +76,8 @@ package struct MachineAPIServer: Sendable {
   private func serve(on group: MultiThreadedEventLoopGroup, _ tls: NIOSSLContext) async throws {
     let switchboard = ConsoleSwitchboard(
       loop: group.next(), limits: configuration.consoles, registry: registry, logger: logger)
+    let forwards = ForwardBoard(
+      loop: group.next(), limits: configuration.forwards, registry: registry, logger: logger)
     let census = ConnectionCensus(
       strangersMax: configuration.strangersMax, connectionsMax: configuration.connectionsMax)
     let service = service
@@ -81,14 +87,18 @@ package struct MachineAPIServer: Sendable {
         .serverChannelOption(.backlog, value: 256)
         .serverChannelOption(.socketOption(.so_reuseaddr), value: 1)
         .childChannelOption(.socketOption(.so_keepalive), value: 1)
+        // When a client goes, what the kernel holds of it is read at once, whoever takes it.
+        .childChannelOption(.socketOption(.so_rcvbuf), value: 256 << 10)
         .childChannelOption(
           .writeBufferWaterMark, value: .init(low: 32 << 10, high: ConsoleSession.inFlightMax + (64 << 10))
         )
         .childChannelInitializer { channel in
           channel.eventLoop.makeCompletedFuture {
-            guard let place = census.enter() else { throw ChannelError.inputClosed }
+            guard let place = census.enter(from: channel.remoteAddress?.ipAddress) else {
+              throw ChannelError.inputClosed
+            }
             do {
-              try Self.configure(channel, place, tls, service, switchboard, census)
+              try Self.configure(channel, place, tls, service, switchboard, forwards, census)
             } catch {
               census.leave(place)
               throw error
@@ -120,7 +130,8 @@ package struct MachineAPIServer: Sendable {
     do {
       try await withThrowingTaskGroup(of: Void.self) { group in
         group.addTask { try await trust.run() }
-        group.addTask { try await switchboard.run { await service.objections($0) } }
+        group.addTask { try await switchboard.run { await service.objections($0, "console") } }
+        group.addTask { try await forwards.run { await service.objections($0, "connection") } }
         try await group.next()
         group.cancelAll()
       }
@@ -133,7 +144,7 @@ package struct MachineAPIServer: Sendable {
 
   private static func configure(
     _ channel: any Channel, _ place: ConnectionCensus.Place, _ tls: NIOSSLContext, _ service: MachineAPIService,
-    _ switchboard: ConsoleSwitchboard, _ census: ConnectionCensus
+    _ switchboard: ConsoleSwitchboard, _ forwards: ForwardBoard, _ census: ConnectionCensus
   ) throws {
     let sync = channel.pipeline.syncOperations
     // Any certificate may be shown; whose it is, and who signed it, is looked at with the request. The handshake proves
@@ -142,10 +153,18 @@ package struct MachineAPIServer: Sendable {
       NIOSSLServerHandler(
         context: tls, customVerificationCallback: { _, promise in promise.succeed(.certificateVerified) }))
     try sync.addHandler(HTTPResponseEncoder(), name: HTTPConnection.encoder)
+    var limits = NIOHTTPDecoderLimitConfiguration()
+    limits.maxHeaderFieldSize = HTTPConnection.headersMax
+    limits.maxHeaderListSize = HTTPConnection.headersMax
+    // The front proxy names each group of a user in a header of its own.
+    limits.maxHeaderFieldCount = HTTPConnection.headerFieldsMax
     try sync.addHandler(
-      ByteToMessageHandler(HTTPRequestDecoder(leftOverBytesStrategy: .forwardBytes)), name: HTTPConnection.decoder)
+      ByteToMessageHandler(
+        HTTPRequestDecoder(leftOverBytesStrategy: .forwardBytes, limitConfiguration: limits),
+        maximumBufferSize: HTTPConnection.unparsedMax), name: HTTPConnection.decoder)
     try sync.addHandler(
-      HTTPConnection(service: service, switchboard: switchboard, census: census, place: place))
+      HTTPConnection(
+        service: service, switchboard: switchboard, forwards: forwards, census: census, place: place))
   }
 
   private func tlsContext() throws -> NIOSSLContext {

@@ -10,7 +10,7 @@ import sys
 import time
 from urllib.parse import urlparse
 
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 scenario, api_server, own_server, authority, token, path = sys.argv[1:7]
@@ -110,9 +110,13 @@ def share():
 class Raw:
     """A WebSocket by hand, at bm-api's own door, which does what no client should."""
 
-    def __init__(self):
+    def __init__(self, receive=None):
         url = urlparse(own_server)
-        plain = socket.create_connection((url.hostname, url.port), timeout=15)
+        plain = socket.socket()
+        plain.settimeout(15)
+        if receive:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+        plain.connect((url.hostname, url.port))
         self.socket = context.wrap_socket(plain, server_hostname=url.hostname)
         key = base64.b64encode(os.urandom(16)).decode()
         self.socket.sendall((
@@ -227,4 +231,149 @@ def abuse():
     return result
 
 
-print(json.dumps({"share": share, "abuse": abuse}[scenario]()))
+def forward():
+    """A connection to a port, whose other end sends back what it gets, and "bye" at the end."""
+    protocol = "portforward.iaas.yusur.io"
+    end = '{"type":"end"}'
+    witness = open_console("alice", protocols=[protocol])
+    result = {}
+    for server in (api_server, own_server):
+        line = open_console(None if server == own_server else "alice", protocols=[protocol], server=server)
+        line.send(b"hel")
+        line.send(b"lo")
+        line.send(end)
+        data, result["ended"] = b"", False
+        try:
+            while True:
+                message = line.recv(timeout=15)
+                if isinstance(message, bytes):
+                    data += message
+                else:
+                    result["ended"] = json.loads(message) == {"type": "end"}
+        except ConnectionClosed as closed:
+            result["status"] = closed.rcvd.code
+        result["echo"] = data.decode()
+    raw = Raw()
+    raw.frame(0x82, b"", length=1 << 40)
+    result["giant"] = raw.close_code()
+    raw = Raw()
+    raw.frame(0x82, b"hello", masked=False)
+    result["unmasked"] = raw.close_code()
+    raw = Raw()
+    raw.frame(0x81, end.encode())
+    raw.frame(0x82, b"more")
+    result["afterTheEnd"] = raw.close_code()
+    raw = Raw()
+    raw.frame(0x81, b'{"type":"takeover"}')
+    result["words"] = raw.close_code()
+    for _ in range(10):
+        raw = Raw()
+        raw.socket.sendall(os.urandom(4096))
+        raw.close_code()
+    # One that goes without a word.
+    Raw().socket.close()
+    try:
+        open_console("alice", protocols=["v4.channel.k8s.io"])
+    except InvalidStatus as refused:
+        result["unspoken"] = refused.response.status_code
+    witness.send(b"still here")
+    data = b""
+    while len(data) < 10:
+        data += witness.recv(timeout=15)
+    result["witness"] = data.decode()
+    witness.close()
+    return result
+
+
+def silence():
+    """A connection whose client answers no ping."""
+    raw = Raw()
+    raw.socket.settimeout(20)
+    return {"status": raw.close_code()}
+
+
+def notices():
+    """A reader who takes nothing, while the line goes to and fro between two others."""
+    alice = Console("alice").until(lambda c: b"login" in c.bytes)
+    carol = Console("carol").until(lambda c: b"login" in c.bytes)
+    slow = Raw(receive=4096)
+    # More than the kernel keeps for it.
+    for number in range(160):
+        alice.bytes = carol.bytes = b""
+        alice.socket.send(b"x" * 60_000)
+        for console in (alice, carol):
+            console.until(lambda c: len(c.bytes) >= 60_000)
+    turns = 0
+    end = time.monotonic() + 40
+    while turns < 80 and time.monotonic() < end:
+        taker = (carol, alice)[turns % 2]
+        taker.notices.clear()
+        taker.socket.send(json.dumps({"type": "takeover"}))
+        taker.until(lambda c: c.notices)
+        turns += any(n["type"] == "writer" and n["you"] for n in taker.notices)
+    slow.socket.settimeout(10)
+    try:
+        while slow.socket.recv(1 << 16):
+            pass
+        cut = True
+    except (TimeoutError, socket.timeout):
+        cut = False
+    except OSError:
+        cut = True
+    alice.socket.send(b"still here")
+    return {"turns": turns, "cut": cut,
+            "witness": alice.until(lambda c: b"still here" in c.bytes).bytes.count(b"still here")}
+
+
+def stingy():
+    """Clients that take no answers, and some whom nobody knows."""
+    url = urlparse(own_server)
+
+    def open_connection():
+        plain = socket.socket()
+        plain.settimeout(15)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            plain.setsockopt(socket.SOL_SOCKET, option, 8192)
+        plain.connect((url.hostname, url.port))
+        return context.wrap_socket(plain, server_hostname=url.hostname)
+
+    result = {}
+    stranger = open_connection()
+    stranger.sendall(f"GET {path} HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode())
+    data = b""
+    while part := stranger.recv(4096):
+        data += part
+    result["stranger"] = data.split(b"\r\n")[0].decode()
+    # One who asks on and on, and reads nothing, is not read any more.
+    line = open_connection()
+    line.settimeout(5)
+    request = f"GET /openapi/v2 HTTP/1.1\r\nHost: {url.netloc}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+    asked, end = 0, time.monotonic() + 40
+    result["stopped"] = False
+    while time.monotonic() < end:
+        try:
+            line.sendall(request)
+            asked += 1
+            # Time for the answer: two requests at once are refused anyway.
+            time.sleep(0.01)
+        except OSError:
+            result["stopped"] = True
+            break
+    result["asked"] = asked
+    # Bytes behind the head of an upgrade that is refused.
+    line = open_connection()
+    line.settimeout(5)
+    head = f"GET {path} HTTP/1.1\r\nHost: {url.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    result["flood"] = False
+    try:
+        line.sendall(head.encode())
+        for _ in range(1024):
+            line.sendall(b"x" * (1 << 16))
+    except OSError:
+        result["flood"] = True
+    return result
+
+
+print(json.dumps({
+    "share": share, "abuse": abuse, "forward": forward, "silence": silence, "notices": notices, "stingy": stingy,
+}[scenario]()))

@@ -1,7 +1,8 @@
+import NIOCore
 package import NIOWebSocket
 
 /// Takes a client's frames and says what they mean (RFC 6455, section 5). Pure.
-package struct ConsoleInput: Sendable {
+package struct WebSocketInput: Sendable {
   package enum Event: Sendable, Hashable {
     case typed([UInt8])
     /// A text message: a JSON object.
@@ -27,6 +28,21 @@ package struct ConsoleInput: Sendable {
   private var isTyped: Bool?
 
   package init(_ spoken: ConsoleProtocol) { self.spoken = spoken }
+
+  mutating func take(_ frame: WebSocketFrame) -> Event {
+    take(
+      opcode: frame.opcode, isFinal: frame.fin, isMasked: frame.maskKey != nil,
+      hasReservedBits: frame.rsv1 || frame.rsv2 || frame.rsv3, data: Array(frame.unmaskedData.readableBytesView))
+  }
+
+  /// What to tell the client where its bytes could not be taken for frames; nil where that is not what went wrong.
+  static func violation(_ error: any Error) -> (code: Int, reason: String)? {
+    switch error as? NIOWebSocketError {
+    case .invalidFrameLength: (1009, "a frame has at most \(frameMax) bytes")
+    case .some: (1002, "this is no WebSocket frame")
+    case nil: nil
+    }
+  }
 
   package mutating func take(
     opcode: WebSocketOpcode, isFinal: Bool, isMasked: Bool, hasReservedBits: Bool, data: [UInt8]
