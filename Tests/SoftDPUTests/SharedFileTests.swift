@@ -1,4 +1,3 @@
-import DPU
 import Glibc
 import JSON
 import JSONRPC
