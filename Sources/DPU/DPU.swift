@@ -75,7 +75,10 @@ public protocol DPU: Sendable {
   func functions() async throws -> [BlockFunction]
 
   /// Opens the file at `file` as a volume.
-  func createVolume(name: String, file: String, readOnly: Bool) async throws
+  ///
+  /// - Parameter shared: Other DPUs may have the file for writing at the same time, where each says so. Without it, a data
+  ///   plane that locks files has it alone.
+  func createVolume(name: String, file: String, readOnly: Bool, shared: Bool) async throws
 
   /// Closes a volume; its file stays. A volume with a function is in use and is refused.
   func deleteVolume(name: String) async throws
@@ -107,6 +110,11 @@ public protocol DPU: Sendable {
 }
 
 extension DPU {
+  /// Opens a file that this DPU alone writes to.
+  public func createVolume(name: String, file: String, readOnly: Bool) async throws {
+    try await createVolume(name: name, file: file, readOnly: readOnly, shared: false)
+  }
+
   /// Takes a disk away with the server's consent.
   public func unplug(function: String) async throws { try await unplug(function: function, force: false) }
 }

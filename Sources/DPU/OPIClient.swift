@@ -127,13 +127,14 @@ public final class OPIClient: DPU {
 
   // MARK: Volumes
 
-  public func createVolume(name: String, file: String, readOnly: Bool) async throws {
+  public func createVolume(name: String, file: String, readOnly: Bool, shared: Bool) async throws {
     try await translated("create volume \(name)") {
       _ = try await self.volumeService.createVolume(
         .with {
           $0.volumeID = name
           $0.volume.file = file
           $0.volume.readOnly = readOnly
+          $0.volume.shared = shared
         }, options: self.options)
     }
   }

@@ -64,26 +64,35 @@ public struct SPDKClient: DPU {
 
   // MARK: Volumes
 
-  public func createVolume(name: String, file: String, readOnly: Bool) async throws {
+  public func createVolume(name: String, file: String, readOnly: Bool, shared: Bool) async throws {
     let operation = "create volume \(name)"
     if let present = try await find(volume: name) { return try check(present, operation, file, readOnly) }
     var parameters: JSONValue = [
       "name": .string(name), "filename": .string(file), "block_size": .integer(Int64(SPDKClient.blockSize)),
       "readonly": .bool(readOnly), "fallocate": true,
     ]
+    if shared { parameters["shared"] = true }
     do {
-      do {
-        _ = try await call(operation, "bdev_aio_create", parameters)
-      } catch let error as DPUError where error.serverCode == -32603 || error.serverCode == -32602 {
-        // A release before "fallocate": it refuses members that it does not know.
-        parameters["fallocate"] = nil
-        _ = try await call(operation, "bdev_aio_create", parameters)
-      }
+      try await create(operation, parameters, leavingOut: shared ? ["shared", "fallocate"] : ["fallocate"])
     } catch let error as DPUError where error.serverCode == -17 {
       // Another caller was faster.
       guard let present = try await find(volume: name) else { throw error }
       try check(present, operation, file, readOnly)
     }
+  }
+
+  /// SPDK refuses members that it does not know: "shared", as it locks no files, and before "fallocate" that too.
+  private func create(_ operation: String, _ parameters: JSONValue, leavingOut unknown: [String]) async throws {
+    var parameters = parameters
+    for member in unknown {
+      do {
+        _ = try await call(operation, "bdev_aio_create", parameters)
+        return
+      } catch let error as DPUError where error.serverCode == -32603 || error.serverCode == -32602 {
+        parameters[member] = nil
+      }
+    }
+    _ = try await call(operation, "bdev_aio_create", parameters)
   }
 
   private func find(volume name: String) async throws -> BlockVolume? {

@@ -83,7 +83,7 @@ package final class SimulatedDPU: DPU, NetworkPlugger, SeedStore {
     try look("list functions") { state in state.functions.values.sorted { $0.name < $1.name } }
   }
 
-  package func createVolume(name: String, file: String, readOnly: Bool) async throws {
+  package func createVolume(name: String, file: String, readOnly: Bool, shared: Bool) async throws {
     let operation = "create volume \(name)"
     let bytes = try size(of: file, operation)
     try await change(operation) { state in

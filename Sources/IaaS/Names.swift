@@ -94,9 +94,17 @@ public enum Names {
   /// The claim of a machine's disk that is made from a template.
   public static func claim(machine: String, disk: String) -> String { "\(machine)-\(disk)" }
 
-  /// The one attachment that a volume can have: because the name is made from the volume's handle, the API server
-  /// refuses a second, also where two PersistentVolumes have the same handle.
+  /// The one attachment that a volume can have, or its upload: because the name is made from the volume's handle, the API
+  /// server refuses a second, also where two PersistentVolumes have the same handle.
   public static func attachment(volume handle: String) -> String { attachmentPrefix + handle }
+
+  /// The attachment that a machine can have of a volume. Of one that several servers may have it is the machine's own, so
+  /// that the machine has it on one host at a time.
+  public static func attachment(volume handle: String, machineUID: String) -> String {
+    // No handle has a dot, so that no name of one kind is a name of the other.
+    VolumeSharing(handle: handle) == .exclusive
+      ? attachment(volume: handle) : "\(attachmentPrefix)\(handle).\(machineUID)"
+  }
 
   /// What the names of attachments begin with; the volume's handle follows.
   public static let attachmentPrefix = "ycloud-"

@@ -52,6 +52,10 @@ package nonisolated struct YCVolume: Sendable {
   /// In a store: the snapshot that it was cloned from, or the one that was taken of it last; read back.
   package var source: String = String()
 
+  /// A file that other data planes may have for writing too, where each of them says so: what uses the volume sees to it
+  /// that writes come in turn. A data plane that keeps no locks on files needs no telling.
+  package var shared: Bool = false
+
   package var unknownFields = SwiftProtobuf.UnknownStorage()
 
   package init() {}
@@ -313,7 +317,7 @@ fileprivate nonisolated let _protobuf_package = "ycloud.storage.v1"
 
 nonisolated extension YCVolume: SwiftProtobuf.Message, SwiftProtobuf._MessageImplementationBase, SwiftProtobuf._ProtoNameProviding {
   package static let protoMessageName: String = _protobuf_package + ".Volume"
-  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{3}capacity_bytes\0\u{3}block_size\0\u{3}read_only\0\u{1}uuid\0\u{1}file\0\u{1}snapshot\0\u{1}source\0")
+  package static let _protobuf_nameMap = SwiftProtobuf._NameMap(bytecode: "\0\u{1}name\0\u{3}capacity_bytes\0\u{3}block_size\0\u{3}read_only\0\u{1}uuid\0\u{1}file\0\u{1}snapshot\0\u{1}source\0\u{1}shared\0")
 
   package mutating func decodeMessage<D: SwiftProtobuf.Decoder>(decoder: inout D) throws {
     while let fieldNumber = try decoder.nextFieldNumber() {
@@ -329,6 +333,7 @@ nonisolated extension YCVolume: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
       case 6: try { try decoder.decodeSingularStringField(value: &self.file) }()
       case 7: try { try decoder.decodeSingularBoolField(value: &self.snapshot) }()
       case 8: try { try decoder.decodeSingularStringField(value: &self.source) }()
+      case 9: try { try decoder.decodeSingularBoolField(value: &self.shared) }()
       default: break
       }
     }
@@ -359,6 +364,9 @@ nonisolated extension YCVolume: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     if !self.source.isEmpty {
       try visitor.visitSingularStringField(value: self.source, fieldNumber: 8)
     }
+    if self.shared != false {
+      try visitor.visitSingularBoolField(value: self.shared, fieldNumber: 9)
+    }
     try unknownFields.traverse(visitor: &visitor)
   }
 
@@ -371,6 +379,7 @@ nonisolated extension YCVolume: SwiftProtobuf.Message, SwiftProtobuf._MessageImp
     if lhs.file != rhs.file {return false}
     if lhs.snapshot != rhs.snapshot {return false}
     if lhs.source != rhs.source {return false}
+    if lhs.shared != rhs.shared {return false}
     if lhs.unknownFields != rhs.unknownFields {return false}
     return true
   }

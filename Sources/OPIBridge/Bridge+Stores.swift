@@ -70,6 +70,7 @@ extension Bridge {
     try ResourceName.check(id: id, field: "volume_id")
     guard volume.file.isEmpty else { throw RPCError.invalid("volume.file", volume.file, "does not go with a store") }
     guard !volume.readOnly else { throw RPCError.unsupported("volume.read_only", "take a snapshot instead") }
+    guard !volume.shared else { throw RPCError.unsupported("volume.shared", "only files can be shared") }
     let size = try Self.mebibytes(volume.capacityBytes, field: "volume.capacity_bytes")
     return try await changing {
       let view = TargetView(self.target)

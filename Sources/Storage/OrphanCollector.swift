@@ -37,8 +37,7 @@ package struct OrphanCollector<Backend: VolumeBackend, Cluster: VolumeCluster>: 
     var orphans: [VolumeHandle: ContinuousClock.Instant] = [:]
     var removed: [VolumeHandle] = []
     for volume in volumes where !handles.contains(volume.handle.name) {
-      let name = volume.handle.name
-      if name.hasPrefix("pvc-"), claimUIDs.contains(String(name.dropFirst(4))) { continue }
+      if let uid = volume.handle.claimUID, claimUIDs.contains(uid) { continue }
       let since = firstSeen[volume.handle] ?? now
       guard now - since >= grace else {
         orphans[volume.handle] = since
@@ -56,6 +55,6 @@ package struct OrphanCollector<Backend: VolumeBackend, Cluster: VolumeCluster>: 
 
   private func isKnown(_ handle: VolumeHandle) -> Bool {
     if !cluster.persistentVolumes(handle: handle.name).isEmpty { return true }
-    return handle.name.hasPrefix("pvc-") && cluster.claim(uid: String(handle.name.dropFirst(4))) != nil
+    return handle.claimUID.map { cluster.claim(uid: $0) != nil } ?? false
   }
 }

@@ -1,3 +1,4 @@
+import IaaS
 package import Logging
 package import NIOCore
 import Synchronization
@@ -145,6 +146,13 @@ package final class UploadService<Cluster: VolumeCluster>: Sendable {
       let handle = try? VolumeHandle(volume.handle), let file = try await backend.volume(handle)
     else {
       throw UploadReply(409, "claim \(claim.key) is not bound to a volume of \(StorageNames.driver) yet; wait for it")
+    }
+    // The attachment that an upload has keeps away one server, and not the many that this volume may have.
+    guard handle.sharing == .exclusive else {
+      throw UploadReply(
+        409,
+        "the volume of claim \(claim.key) is one that several servers may have; upload into a ReadWriteOnce claim, and "
+          + "make this one again with that as its dataSource")
     }
     try await requireDetached(name, handle)
     return (handle, file.sizeBytes, name)

@@ -19,7 +19,7 @@ struct VolumeFeed: Sendable {
       switch change {
       case .added(let claim), .updated(_, let claim): claimChanged(claim)
       case .deleted(let claim):
-        if let view = ClaimView(claim), view.isHandedOver, let handle = try? VolumeHandle(claimUID: view.uid) {
+        if let view = ClaimView(claim), view.isHandedOver, let handle = view.ownHandle {
           claimDeleted(handle, view.key)
         }
         claimChanged(claim)
@@ -85,7 +85,8 @@ struct VolumeFeed: Sendable {
   private func handles(of claim: PersistentVolumeClaim) -> [String] {
     guard let view = ClaimView(claim) else { return [] }
     var handles: [String] = []
-    if view.isHandedOver { handles.append("pvc-\(view.uid)") }
+    // One that cannot be made is looked at all the same, so that its owner is told.
+    if view.isHandedOver { handles.append(view.ownHandle?.name ?? VolumeSharing.exclusive.handle(claimUID: view.uid)) }
     if let name = view.volumeName,
       let volume = cluster.persistentVolumes.get(name: name).flatMap(PersistentVolumeView.init),
       !handles.contains(volume.handle)

@@ -1,3 +1,5 @@
+public import IaaS
+
 /// The name by which a back end knows a volume: 1 to 128 of `a-z`, `0-9` and `-`.
 ///
 /// It becomes part of a file's name, so nothing that a path could be built of gets through.
@@ -15,7 +17,13 @@ public struct VolumeHandle: Sendable, Hashable, Comparable, CustomStringConverti
   }
 
   /// The handle of the volume that is provisioned for a claim.
-  public init(claimUID: String) throws(StorageError) { try self.init("pvc-\(claimUID)") }
+  public init(claimUID: String, sharing: VolumeSharing = .exclusive) throws(StorageError) {
+    try self.init(sharing.handle(claimUID: claimUID))
+  }
+
+  /// The UID of the claim that a volume with this handle is provisioned for; nil for handles of others' making.
+  var claimUID: String? { VolumeSharing.claimUID(ofHandle: name) }
+  var sharing: VolumeSharing { VolumeSharing(handle: name) }
 
   static func isPlain(_ name: String) -> Bool {
     (1...128).contains(name.utf8.count) && name.utf8.allSatisfy(isAllowed)

@@ -1,3 +1,5 @@
+import IaaS
+
 /// A refusal as the failure of a check.
 struct CheckFailure: Error {
   let refusal: Refusal
@@ -12,11 +14,20 @@ func checkClaim(_ claim: ClaimView) -> Refusal? {
       "claim \(claim.key): spec.volumeMode is \(claim.volumeMode ?? "Filesystem"), but volumes are disks of servers; "
         + "make the claim again with volumeMode: Block")
   }
-  if let mode = claim.accessModes.first(where: { $0 != "ReadWriteOnce" && $0 != "ReadWriteOncePod" }) {
+  guard let sharing = VolumeSharing(accessModes: claim.accessModes) else {
     return Refusal(
       "UnsupportedAccessMode",
-      "claim \(claim.key): spec.accessModes has \(mode), but a volume is attached to one server at a time; "
-        + "make the claim again with ReadWriteOnce")
+      "claim \(claim.key): spec.accessModes is \(claim.accessModes.joined(separator: ", ")), but a volume is written by "
+        + "one server (ReadWriteOnce), read by many (ReadOnlyMany) or written by many (ReadWriteMany); make the claim "
+        + "again with one of them. What one is to fill and many are to read: a ReadOnlyMany claim with the filled one as "
+        + "its dataSource")
+  }
+  if sharing != .exclusive, claim.isUploaded {
+    return Refusal(
+      "UnsupportedUpload",
+      "claim \(claim.key): annotation \(StorageNames.upload) is true, but content is uploaded into ReadWriteOnce claims "
+        + "only, and spec.accessModes is \(claim.accessModes.joined(separator: ", ")); upload into another claim, and "
+        + "make this one again with that as its dataSource")
   }
   if claim.hasSelector {
     return Refusal(

@@ -60,7 +60,9 @@ package final class VolumeReconciler<Backend: VolumeBackend, Cluster: VolumeClus
 
   package func observe(_ handle: VolumeHandle) async throws -> VolumeView {
     var view = VolumeView(handle: handle)
-    if handle.name.hasPrefix("pvc-") { view.claim = cluster.claim(uid: String(handle.name.dropFirst(4))) }
+    if let claim = handle.claimUID.flatMap({ cluster.claim(uid: $0) }), claim.ownHandle ?? handle == handle {
+      view.claim = claim
+    }
     view.persistentVolumes = cluster.persistentVolumes(handle: handle.name).sorted { $0.name < $1.name }
     if view.claim == nil, let volume = view.persistentVolumes.first, let uid = volume.claimUID {
       view.claim = cluster.claim(uid: uid)
@@ -232,7 +234,7 @@ extension VolumeReconciler {
   /// Removes what was made for a claim that went before its PersistentVolume was made.
   private func discardUnclaimed(_ handle: VolumeHandle) async throws {
     guard let key = state.withLock({ $0.deletedClaims[handle] }) else { return }
-    if let claim = try await cluster.currentClaim(key), handle.name == "pvc-\(claim.uid)" { return }
+    if let claim = try await cluster.currentClaim(key), claim.uid == handle.claimUID { return }
     let current = try await cluster.currentPersistentVolumes()
     guard !current.contains(where: { $0.handle == handle.name }) else { return }
     try await backend.delete(handle)

@@ -1,3 +1,5 @@
+import IaaS
+
 /// Namespace and name of a claim.
 package struct ClaimKey: Sendable, Hashable, CustomStringConvertible {
   package var namespace: String
@@ -105,6 +107,11 @@ package struct ClaimView: Sendable, Hashable {
   package init(key: ClaimKey, uid: String) {
     self.key = key
     self.uid = uid
+  }
+
+  /// The handle of the volume that is made for this claim; nil where there is none that could be.
+  package var ownHandle: VolumeHandle? {
+    VolumeSharing(accessModes: accessModes).flatMap { try? VolumeHandle(claimUID: uid, sharing: $0) }
   }
 
   package var isHandedOver: Bool {

@@ -306,6 +306,7 @@ struct HandlerTests {
     var view = HandlerView(host: host(), volumesDirectory: "/p")
     var attachment = attachment(volume: "by-hand")
     attachment.metadata.annotations?[Names.volumeHandleAnnotation] = "pvc-7"
+    attachment.metadata.name = "ycloud-pvc-7"
     view.attachments = [attachment]
     #expect(
       HandlerPlan.steps(view) == [

@@ -95,6 +95,31 @@ import Testing
       created.withLock { $0 } == [["name": "v", "filename": "/f", "block_size": 512, "readonly": true]])
   }
 
+  /// SPDK locks no files and knows no "shared"; what it does know it is told all the same.
+  @Test func sharesAFileThroughATargetThatHasNoWordForIt() async throws {
+    let directory = try TemporaryDirectory()
+    let created = Mutex<[JSONValue]>([])
+    let server = JSONRPCServer(path: directory.file("rpc")) { request, reply in
+      switch request.method {
+      case "bdev_get_bdevs": reply(.success([]))
+      case "bdev_aio_create" where request.params?["shared"] != nil:
+        reply(.failure(.internalError("spdk_json_decode_object failed")))
+      case "bdev_aio_create":
+        created.withLock { $0.append(request.params ?? .null) }
+        reply(.success("v"))
+      default: reply(.failure(.methodNotFound))
+      }
+    }
+    try server.start()
+    defer { server.stop() }
+    let dpu = SPDKClient(socket: directory.file("rpc"))
+    try await dpu.createVolume(name: "v", file: "/f", readOnly: false, shared: true)
+    #expect(
+      created.withLock { $0 } == [
+        ["name": "v", "filename": "/f", "block_size": 512, "readonly": false, "fallocate": true]
+      ])
+  }
+
   /// What a live SPDK answers for volumes and controllers of other kinds is left alone.
   @Test func leavesOthersObjectsAlone() async throws {
     let directory = try TemporaryDirectory()

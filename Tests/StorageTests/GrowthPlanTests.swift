@@ -82,6 +82,22 @@ import Testing
     #expect(names(view) == ["finish 20Mi"], "what is being detached comes back with the new size")
   }
 
+  @Test func allServersThatShareAVolumeSeeItBeforeTheClaimSaysSo() {
+    var first = AttachmentView(name: "ycloud-pvc-1-rwx.a", node: "dpu-01")
+    first.shownBytes = 10 * mebibyte
+    var view = makeView(attached: first)
+    view.attached.append(AttachmentView(name: "ycloud-pvc-1-rwx.b", node: "dpu-02"))
+    resize(&view, file: target, volume: target)
+    #expect(
+      names(view) == ["ask ycloud-pvc-1-rwx.a 20Mi", "ask ycloud-pvc-1-rwx.b 20Mi", "set FileSystemResizePending"])
+    view.attached[0].wantedBytes = target
+    view.attached[1].wantedBytes = target
+    view.attached[1].shownBytes = target
+    #expect(names(view) == ["set FileSystemResizePending"], "one does not see it yet")
+    view.attached[0].shownBytes = target
+    #expect(names(view) == ["finish 20Mi"])
+  }
+
   @Test func aHandlerThatReportsNoSizeIsWaitedFor() {
     let view = makeView(attached: AttachmentView(name: "a", node: "n"))
     #expect(names(view).last == "set FileSystemResizePending")

@@ -96,7 +96,7 @@ final class StorageCloud: Sendable {
 
   func makeClaim(
     _ name: String, size: String = "10Mi", className: String = "delete", source: String? = nil,
-    annotations: [String: String] = [:], volumeMode: String = "Block"
+    annotations: [String: String] = [:], volumeMode: String = "Block", accessModes: [String] = ["ReadWriteOnce"]
   ) async throws {
     var metadata = ObjectMeta(name: name, namespace: namespace)
     metadata.annotations = annotations
@@ -104,7 +104,7 @@ final class StorageCloud: Sendable {
       PersistentVolumeClaim(
         metadata: metadata,
         spec: .init(
-          accessModes: ["ReadWriteOnce"], resources: .init(requests: ["storage": Quantity(size)!]),
+          accessModes: accessModes, resources: .init(requests: ["storage": Quantity(size)!]),
           storageClassName: className, volumeMode: volumeMode,
           dataSource: source.map { TypedLocalObjectReference(kind: "PersistentVolumeClaim", name: $0) })))
   }

@@ -62,7 +62,12 @@ import Testing
     let changes: [(String, @Sendable (inout ClaimView) -> Void)] = [
       ("UnsupportedVolumeMode", { $0.volumeMode = "Filesystem" }),
       ("UnsupportedVolumeMode", { $0.volumeMode = nil }),
-      ("UnsupportedAccessMode", { $0.accessModes = ["ReadWriteOnce", "ReadWriteMany"] }),
+      ("UnsupportedAccessMode", { $0.accessModes = ["ReadWriteOnce", "ReadOnlyMany"] }),
+      ("UnsupportedVolumeMode", { ($0.accessModes, $0.volumeMode) = (["ReadWriteMany"], "Filesystem") }),
+      (
+        "UnsupportedUpload",
+        { ($0.accessModes, $0.annotations[StorageNames.upload]) = (["ReadOnlyMany"], "true") }
+      ),
       ("UnsupportedSelector", { $0.hasSelector = true }),
       ("InvalidSize", { $0.requestBytes = 0 }),
       ("InvalidSize", { $0.requestBytes = nil }),

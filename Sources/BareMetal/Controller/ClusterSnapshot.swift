@@ -72,9 +72,9 @@ extension MachineView {
       let persistentVolume = snapshot.persistentVolume(volume)
       persistentVolumes[volume] = persistentVolume
       let handle = persistentVolume?.spec?.csi?.volumeHandle ?? volume
-      guard let attachment = snapshot.attachment(Names.attachment(volume: handle)), attachment.machineUID != uid else {
-        continue
-      }
+      guard let attachment = snapshot.attachment(Names.attachment(volume: handle, machineUID: uid)),
+        attachment.machineUID != uid
+      else { continue }
       foreignAttachments[volume] = attachment
     }
     for address in machine.spec.askedAddresses {

@@ -58,6 +58,9 @@ extension HandlerPlan {
       if let objection = objection(to: attachment, host: view.host) {
         return .failure(SnapshotRefusal(message: "the volume \(volume): \(objection)"))
       }
+      guard VolumeSharing(handle: attachment.volumeHandle) != .writers else {
+        return .failure(SnapshotRefusal(message: "the volume \(volume) is shared: other servers may write to it"))
+      }
       guard isShown(attachment, functions: view.functions) else {
         return .failure(SnapshotRefusal(message: "the DPU does not show the volume \(volume)"))
       }

@@ -104,8 +104,8 @@ package struct HandlerReconciler: Reconcile {
         switch step {
         case .unplug(let function, let force): try await dpu.unplug(function: function, force: force)
         case .deleteVolume(let name): try await dpu.deleteVolume(name: name)
-        case .createVolume(let name, let file, let readOnly):
-          try await dpu.createVolume(name: name, file: file, readOnly: readOnly)
+        case .createVolume(let name, let file, let readOnly, let shared):
+          try await dpu.createVolume(name: name, file: file, readOnly: readOnly, shared: shared)
         case .growVolume(let name, let bytes): try await grow(name, bytes)
         case .limitVolume(let name, let limits): try await dpu.limitVolume(name: name, limits)
         case .plug(let function, let volume, let readOnly):

@@ -51,7 +51,8 @@ package enum HandlerStep: Sendable, Hashable {
   /// Take a disk away: with the guest's consent, or cutting it off.
   case unplug(function: String, force: Bool = false)
   case deleteVolume(String)
-  case createVolume(name: String, file: String, readOnly: Bool)
+  /// Shared means that other servers may have it for writing too.
+  case createVolume(name: String, file: String, readOnly: Bool, shared: Bool = false)
   /// Have the server see that the volume has at least so many bytes now.
   case growVolume(String, bytes: UInt64)
   case limitVolume(String, VolumeLimits)
@@ -62,7 +63,7 @@ package enum HandlerStep: Sendable, Hashable {
   /// The volume that the step is for, where it is for one.
   package var volume: String? {
     switch self {
-    case .deleteVolume(let name), .createVolume(let name, _, _), .plug(_, let name, _), .growVolume(let name, _),
+    case .deleteVolume(let name), .createVolume(let name, _, _, _), .plug(_, let name, _), .growVolume(let name, _),
       .limitVolume(let name, _):
       name
     case .unplug(let function, _): HandlerPlan.volume(ofFunction: function)
@@ -109,6 +110,15 @@ package enum HandlerPlan {
     guard isPlainVolume(attachment.volume) else { return "the volume's name '\(attachment.volume)' cannot be a file's" }
     guard isPlainVolume(attachment.volumeHandle) else {
       return "the volume's handle '\(attachment.volumeHandle.prefix(140))' cannot be a file's name"
+    }
+    // The name is what keeps the API server from having two of them.
+    let name = Names.attachment(volume: attachment.volumeHandle, machineUID: claim.uid)
+    guard attachment.metadata.name == name else {
+      return "an attachment of the volume '\(attachment.volumeHandle)' for this machine is named \(name)"
+    }
+    guard attachment.isReadOnly || VolumeSharing(handle: attachment.volumeHandle) != .readers else {
+      return "the volume '\(attachment.volumeHandle)' is one that servers only read, but the annotation "
+        + "\(Names.readOnlyAnnotation) is not true"
     }
     guard let order = attachment.bootOrder, (0...98).contains(order) else {
       return "the annotation \(Names.bootOrderAnnotation) is missing or not from 0 to 98"
@@ -204,7 +214,7 @@ package enum HandlerPlan {
     var keptVolumes: Set<String> = []
 
     func want(
-      function: String, volume: String, file: String, readOnly: Bool, bytes: UInt64? = nil,
+      function: String, volume: String, file: String, readOnly: Bool, shared: Bool = false, bytes: UInt64? = nil,
       limits: VolumeLimits? = nil
     ) {
       keptFunctions.insert(function)
@@ -220,7 +230,9 @@ package enum HandlerPlan {
           removals.append(.deleteVolume(volume))
         }
       }
-      if mustCreate { additions.append(.createVolume(name: volume, file: file, readOnly: readOnly)) }
+      if mustCreate {
+        additions.append(.createVolume(name: volume, file: file, readOnly: readOnly, shared: shared))
+      }
       // Before the server sees it: a disk that cannot be limited is not shown.
       if let limits, limits != (mustCreate ? VolumeLimits() : volumes[volume]?.limits ?? VolumeLimits()) {
         additions.append(.limitVolume(volume, limits))
@@ -246,6 +258,7 @@ package enum HandlerPlan {
       want(
         function: Names.blockFunction(bootOrder: order, volume: volume), volume: volume,
         file: "\(view.volumesDirectory)/\(attachment.volumeHandle).img", readOnly: attachment.isReadOnly,
+        shared: VolumeSharing(handle: attachment.volumeHandle) == .writers,
         bytes: attachment.wantedCapacity, limits: attachment.wantedLimits)
     }
 

@@ -104,9 +104,9 @@ extension MachinePlanner {
         )
       }
       if let other = claim.spec?.volumeName.flatMap({ view.foreignAttachments[$0] }) {
-        return (name, .problem(inUse(other, by: other, disk: disk.name, claim: name)))
+        return (name, .problem(inUse(by: other, disk: disk.name, claim: claim)))
       }
-      if let problem = readOnlyProblem(claim, disk: disk, field: field) { return (name, .problem(problem)) }
+      if let problem = accessProblem(claim, disk: disk, field: field) { return (name, .problem(problem)) }
       return (name, bound(claim, disk: disk.name))
     }
 
@@ -135,24 +135,9 @@ extension MachinePlanner {
     return (name, claimToMake(name, disk: disk, template: template, size: size, field: field))
   }
 
-  /// A claim that says that it is only read must not be shown to a server that may write.
-  private func readOnlyProblem(
-    _ claim: PersistentVolumeClaim, disk: BareMetalMachine.Disk, field: String
-  ) -> SpecProblem? {
-    guard !disk.readOnly, let modes = claim.spec?.accessModes, !modes.isEmpty,
-      modes.allSatisfy({ $0 == "ReadOnlyMany" })
-    else { return nil }
-    return SpecProblem(
-      "ClaimReadOnly",
-      "\(field).readOnly is false, but the claim \(claim.key) of disk '\(disk.name)' has the access mode ReadOnlyMany "
-        + "only; set readOnly, or use a claim with ReadWriteOnce")
-  }
-
   private func ours(_ volume: String) -> VolumeAttachment? { view.attachments.first { $0.volume == volume } }
 
-  private func inUse(_ attachment: VolumeAttachment, by other: VolumeAttachment, disk: String, claim: String)
-    -> SpecProblem
-  {
+  private func inUse(by other: VolumeAttachment, disk: String, claim: PersistentVolumeClaim) -> SpecProblem {
     if let target = other.uploadHold {
       return SpecProblem(
         "UploadRunning",
@@ -160,10 +145,16 @@ extension MachinePlanner {
           + "that is complete")
     }
     let owner = other.metadata.annotations?[Names.machineAnnotation] ?? "something else"
+    let modes = claim.spec?.accessModes ?? []
+    let remedy =
+      VolumeSharing(accessModes: modes) == .exclusive
+      ? "remove it there first; several machines can have a claim with ReadWriteMany or ReadOnlyMany only"
+      : "the claim allows more (\(modes.joined(separator: ", "))), but its volume was not made for that: make the claim "
+        + "anew, or remove the disk there first"
     return SpecProblem(
       "VolumeInUse",
-      "the volume of claim \(claim) (disk '\(disk)') is attached to \(other.host ?? other.spec.nodeName) for \(owner); "
-        + "remove it there first")
+      "the volume of claim \(claim.key.name) (disk '\(disk)') is attached to \(other.host ?? other.spec.nodeName) for "
+        + "\(owner); \(remedy)")
   }
 
   private func bound(_ claim: PersistentVolumeClaim, disk: String) -> Finding {
@@ -277,7 +268,7 @@ extension MachinePlanner {
   /// The attachment that a disk needs on a host.
   func attachment(disk: BareMetalMachine.Disk, volume: String, host: BareMetalHost) -> VolumeAttachment {
     let handle = handles[volume] ?? volume
-    var metadata = ObjectMeta(name: Names.attachment(volume: handle))
+    var metadata = ObjectMeta(name: Names.attachment(volume: handle, machineUID: uid))
     metadata.labels = [Names.hostLabel: host.metadata.name ?? ""]
     metadata.annotations = [
       Names.machineUIDAnnotation: uid, Names.machineAnnotation: key.description,

@@ -167,6 +167,13 @@ struct MachineSnapshotPlanner {
             + "\(Names.storageDriver) can be captured")
         return nil
       }
+      guard VolumeSharing(handle: source.volumeHandle) != .writers else {
+        wait(
+          .failed, "SharedDisk",
+          "disk '\(disk.name)' (claim '\(name)') is shared with other machines, which go on writing to it; remove it from "
+            + "spec.disks while the snapshot is taken, and capture the claim by a VolumeSnapshot of its own")
+        return nil
+      }
       var entry = BareMetalMachineSnapshot.Disk(
         name: disk.name, claim: name, volume: volume, volumeSnapshot: "\(object.key.name)-\(disk.name)")
       entry.storageClassName = claim.spec?.storageClassName

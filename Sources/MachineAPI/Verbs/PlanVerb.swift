@@ -30,7 +30,7 @@ struct LiveSnapshot: ClusterSnapshot {
     for name in own.compactMap({ $0.spec?.volumeName }) where !name.isEmpty {
       let volume = try await optional { try await client.get(PersistentVolume.self, name: name) }
       snapshot.volumesByName[name] = volume
-      let attachment = Names.attachment(volume: volume?.spec?.csi?.volumeHandle ?? name)
+      let attachment = Names.attachment(volume: volume?.spec?.csi?.volumeHandle ?? name, machineUID: uid)
       snapshot.attachmentsByName[attachment] = try await optional {
         try await client.get(VolumeAttachment.self, name: attachment)
       }

@@ -58,6 +58,8 @@ struct FileBacking: Sendable {
   var blockSize: Int64
   var uuid: String
   var isReadOnly: Bool
+  /// Whether others may have the file for writing too.
+  var isShared = false
 
   /// - Parameter resource: the resource's name, for errors.
   func make(_ scope: Scope, resource: String) async throws {
@@ -67,14 +69,17 @@ struct FileBacking: Sendable {
       "readonly": .bool(isReadOnly), "fallocate": true,
     ]
     if !uuid.isEmpty { parameters["uuid"] = .string(uuid) }
+    if isShared { parameters["shared"] = true }
     let operation = "open \(file) as \(name)"
-    do {
-      try await scope.call("bdev_aio_create", parameters, for: operation)
-    } catch let error as TargetError where error.isUndecoded {
-      // Releases before "fallocate" refuse members that they do not know.
-      parameters["fallocate"] = nil
-      try await scope.call("bdev_aio_create", parameters, for: operation)
+    // SPDK refuses members that it does not know: "shared", as it locks no files, and before "fallocate" that too.
+    for unknown in isShared ? ["shared", "fallocate"] : ["fallocate"] {
+      do {
+        return try await scope.call("bdev_aio_create", parameters, for: operation)
+      } catch let error as TargetError where error.isUndecoded {
+        parameters[unknown] = nil
+      }
     }
+    try await scope.call("bdev_aio_create", parameters, for: operation)
   }
 
   func check(_ bdev: Bdev, _ resource: String) throws(RPCError) {

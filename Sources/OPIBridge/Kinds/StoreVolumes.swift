@@ -23,7 +23,8 @@ extension YCVolume: Resource {
   }
 
   private var backing: FileBacking {
-    FileBacking(name: ResourceName.id(of: name), file: file, blockSize: 512, uuid: "", isReadOnly: readOnly)
+    FileBacking(
+      name: ResourceName.id(of: name), file: file, blockSize: 512, uuid: "", isReadOnly: readOnly, isShared: shared)
   }
 
   package func read(_ scope: Scope) async throws -> YCVolume? {
@@ -36,6 +37,7 @@ extension YCVolume: Resource {
       $0.name = name
       $0.file = bdev.specifics("aio")?["filename"]?.stringValue ?? ""
       $0.readOnly = !bdev.canWrite
+      $0.shared = bdev.specifics("aio")?["shared"]?.boolValue ?? false
       $0.capacityBytes = bdev.capacity
       $0.blockSize = Int32(clamping: bdev.blockSize)
       $0.uuid = bdev.uuid

@@ -13,6 +13,8 @@ class FileDevice: BlockDevice, @unchecked Sendable {
     package var file: String
     package var blockSize: UInt32
     package var isReadOnly: Bool
+    /// Others may have the file open for writing too, where they say so as well.
+    package var isShared = false
     /// Discard and write-zeroes by punching holes.
     package var canUnmap: Bool
     package var uuid: String
@@ -83,17 +85,19 @@ class FileDevice: BlockDevice, @unchecked Sendable {
         "block_size_override": .bool(hasOwnBlockSize),
         "readonly": .bool(parameters.isReadOnly),
         "fallocate": .bool(parameters.canUnmap),
+        "shared": .bool(parameters.isShared),
       ]
     ]
   }
 
   override var creation: ConfigurationCall? {
-    ConfigurationCall(
-      method: "bdev_aio_create",
-      parameters: [
-        "name": .string(name), "filename": .string(parameters.file),
-        "block_size": .integer(Int64(parameters.blockSize)), "readonly": .bool(parameters.isReadOnly),
-        "fallocate": .bool(parameters.canUnmap), "uuid": .string(uuid),
-      ])
+    var call: JSONValue = [
+      "name": .string(name), "filename": .string(parameters.file),
+      "block_size": .integer(Int64(parameters.blockSize)), "readonly": .bool(parameters.isReadOnly),
+      "fallocate": .bool(parameters.canUnmap), "uuid": .string(uuid),
+    ]
+    // SPDK does not know the word: a configuration without it is one that SPDK takes.
+    if parameters.isShared { call["shared"] = true }
+    return ConfigurationCall(method: "bdev_aio_create", parameters: call)
   }
 }

@@ -38,8 +38,10 @@ struct OpenFile {
           code: .invalid, operation: operation,
           message: "a block size is a power of two from \(max(512, logical)) to 65536, not \(blockSize)")
       }
-      // Two data planes on one pool never have the same volume for writing. The kernel drops the lock with the process.
-      guard flock(buffered, (parameters.isReadOnly ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0 else {
+      // Two data planes on one pool never have the same volume for writing, unless all of them say that it is shared. The
+      // kernel drops the lock with the process.
+      let mayShare = parameters.isReadOnly || parameters.isShared
+      guard flock(buffered, (mayShare ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0 else {
         throw SoftDPUError(
           code: .system(EBUSY), operation: operation, message: "another volume or process has the file open")
       }

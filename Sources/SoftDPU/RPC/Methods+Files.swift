@@ -19,7 +19,7 @@ extension Methods {
 
   private func createFile(_ request: Request, _ reply: Reply) throws {
     let parameters = try Parameters(
-      request, allowed: ["name", "filename", "block_size", "readonly", "fallocate", "uuid", "nowait"])
+      request, allowed: ["name", "filename", "block_size", "readonly", "fallocate", "uuid", "nowait", "shared"])
     let name = try parameters.string("name")
     let file = try parameters.string("filename")
     let blockSize = try parameters.optionalUInt32("block_size")
@@ -45,7 +45,7 @@ extension Methods {
         FileDevice(
           FileDevice.Parameters(
             name: name, file: file, blockSize: blockSize ?? 0, isReadOnly: try parameters.bool("readonly"),
-            canUnmap: try parameters.bool("fallocate"), uuid: uuid),
+            isShared: try parameters.bool("shared"), canUnmap: try parameters.bool("fallocate"), uuid: uuid),
           ownBlockSize: ownBlockSize, reactor: inventory.idlestReactor))
     }
     reply(.success(.string(name)))

@@ -14,7 +14,7 @@ extension Methods {
   private static let defaultHold: UInt32 = 1000
   private static let maximumHold: UInt32 = 10_000
 
-  /// EINVAL for a bdev that is no regular file, and for names that could lead elsewhere.
+  /// EINVAL for a bdev that is no regular file, and for names that could lead elsewhere; EBUSY for one that others write to.
   private func snapshotFiles(_ request: Request, _ reply: @escaping Reply) throws {
     let parameters = try Parameters(request, allowed: ["folder", "files", "hold_limit_ms"])
     let folder = try parameters.string("folder")
@@ -34,6 +34,12 @@ extension Methods {
         device.isRegularFile, Methods.isFileName(clone),
         !items.contains(where: { $0.file == clone || $0.device === device })
       else { throw SoftDPUError.system(EINVAL, "\(operation): bdev \(name)") }
+      // What is kept back here goes on elsewhere, and large files are cloned in parts.
+      guard !device.parameters.isShared || device.isReadOnly else {
+        throw SoftDPUError(
+          code: .system(EBUSY), operation: "\(operation): bdev \(name)",
+          message: "it is shared: others may write to its file meanwhile")
+      }
       items.append(GroupSnapshot.Item(device: device, file: clone))
     }
     let group = GroupSnapshot(folder: folder, items: items, limit: UInt64(limit) * 1_000_000)

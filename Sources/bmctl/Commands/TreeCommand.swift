@@ -41,7 +41,9 @@ struct TreeCommand: AsyncParsableCommand {
         guard let name = volume["volume"]?.stringValue, !name.isEmpty else { continue }
         let persistent = try await read(PersistentVolume.definition, name)
         let handle = persistent?["spec"]?["csi"]?["volumeHandle"]?.stringValue ?? name
-        parts.attachments[name] = try await read(VolumeAttachment.definition, Names.attachment(volume: handle))
+        let uid = machine["metadata"]?["uid"]?.stringValue ?? ""
+        let attachment = Names.attachment(volume: handle, machineUID: uid)
+        parts.attachments[name] = try await read(VolumeAttachment.definition, attachment)
       }
       if let host = machine["status"]?["host"]?.stringValue, !host.isEmpty {
         parts.host = try await read(BareMetalHost.definition, host)

@@ -278,7 +278,7 @@ final class SimulatedHandler {
         server.functions[function] = nil
         break
       }
-      if !mayYank, !world.removed.contains(shown.volume) {
+      if !mayYank, !world.isRemoved(shown.volume, from: name) {
         world.violations.append("\(name): \(function) was taken from a running server")
       }
       // A guest lets go at once, after a while, or never.
@@ -288,7 +288,7 @@ final class SimulatedHandler {
     case .deleteVolume(let volume):
       guard !server.functions.values.contains(where: { $0.volume == volume }) else { return }
       server.volumes[volume] = nil
-    case .createVolume(let volume, let file, let readOnly):
+    case .createVolume(let volume, let file, let readOnly, _):
       server.volumes[volume] = BlockVolume(name: volume, file: file, blockSize: 512, blockCount: 1, readOnly: readOnly)
     case .limitVolume(let volume, let limits): server.volumes[volume]?.limits = limits
     case .growVolume(let volume, let bytes): server.volumes[volume]?.blockCount = bytes / 512

@@ -120,6 +120,10 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
   var violations: [String] = []
   /// Volumes of disks, and names of interfaces, that a user has removed from a spec at some time.
   var removed: Set<String> = []
+  /// Volumes that machines have named at some time, of those that several may have; see `wish`.
+  var named: Set<String> = []
+  /// Whether one volume was on two servers at some time.
+  var hadSharedVolume = false
   /// Whether two controllers or somebody's force may take a disk away that its machine still names.
   var isLenient = false
   private var uids = 0
@@ -471,29 +475,6 @@ final class World: Cluster, HandlerCluster, @unchecked Sendable {
     if !left.isEmpty, !server.isDead { violations.append("\(host) was released with \(left.map(\.name))") }
     if state.attachments(onHost: host).contains(where: { $0.machineUID == claim.uid }) {
       violations.append("\(host) was released by \(claim.name) with an attachment")
-    }
-  }
-
-  func check() {
-    var writers: [String: String] = [:]
-    for (host, server) in servers.sorted(by: { $0.key < $1.key }) where !server.isDead && !server.isBooting {
-      for function in server.functions.values where function.name != Names.seedFunction {
-        let volume = function.volume
-        if !function.readOnly, let other = writers[volume], other != host {
-          violations.append("volume \(volume) is attached to \(other) and \(host)")
-        }
-        writers[volume] = host
-        guard let record = state.attachmentObjects[Names.attachment(volume: volume)] else {
-          violations.append("\(host) shows \(volume), which has no attachment")
-          continue
-        }
-        if record.host != host {
-          violations.append("\(host) shows \(volume), which is attached to \(record.host ?? "?")")
-        }
-        if let claim = state.hostObjects[host]?.status?.claim, claim.uid != record.machineUID {
-          violations.append("\(host) is held by \(claim.name) and shows a volume of another machine")
-        }
-      }
     }
   }
 }
