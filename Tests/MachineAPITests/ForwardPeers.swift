@@ -186,6 +186,7 @@ final class GuestServer: Sendable {
     typealias InboundIn = ByteBuffer
     private let counts: Counts
     private let manner: Manner
+    private var isBroken = false
 
     init(_ counts: Counts, _ manner: Manner) {
       self.counts = counts
@@ -201,7 +202,11 @@ final class GuestServer: Sendable {
         .whenSuccess { channel.close(mode: .output, promise: nil) }
     }
 
-    func channelInactive(context: ChannelHandlerContext) { counts.open.wrappingSubtract(1, ordering: .relaxed) }
+    func channelInactive(context: ChannelHandlerContext) {
+      counts.open.wrappingSubtract(1, ordering: .relaxed)
+      // Behind the end of its own direction, NIO tells the other's as that of the whole connection.
+      if case .pour = manner, !isBroken { counts.ended.wrappingAdd(1, ordering: .relaxed) }
+    }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
       counts.received.wrappingAdd(unwrapInboundIn(data).readableBytes, ordering: .relaxed)
@@ -215,14 +220,15 @@ final class GuestServer: Sendable {
 
     func userInboundEventTriggered(context: ChannelHandlerContext, event: Any) {
       guard case ChannelEvent.inputClosed? = event as? ChannelEvent else { return }
-      counts.ended.wrappingAdd(1, ordering: .relaxed)
       guard case .echo = manner else { return }
+      counts.ended.wrappingAdd(1, ordering: .relaxed)
       let channel = context.channel
       context.writeAndFlush(NIOAny(channel.allocator.buffer(string: "bye\n")))
         .whenComplete { _ in channel.close(promise: nil) }
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
+      isBroken = true
       counts.broken.wrappingAdd(1, ordering: .relaxed)
       context.close(promise: nil)
     }

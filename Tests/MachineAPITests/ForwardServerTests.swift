@@ -113,12 +113,6 @@ import Testing
     }
     let first = try await open("alice")
     let second = try await open("alice")
-    // It takes no place among the API server's requests in flight.
-    let metrics = try await installation.plane.kubectl("get", "--raw", "/metrics")
-    #expect(
-      metrics.split(separator: "\n").contains {
-        $0.hasPrefix("apiserver_longrunning_") && $0.contains(#"subresource="portforward""#)
-      })
     func refusal(_ user: String) async throws -> String {
       let line = Forwarded(try installation.client(as: user), path, port: guest.port)
       guard case .failure(let error as KubernetesError) = await line.task.result else { return "none" }

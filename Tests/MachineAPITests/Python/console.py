@@ -130,7 +130,7 @@ class Raw:
             head += piece
         self.status = int(head.split()[1])
 
-    def frame(self, first, payload=b"", masked=True, length=None):
+    def frame(self, first, payload=b"", masked=True, length=None, more=b""):
         length = len(payload) if length is None else length
         bit = 0x80 if masked else 0
         head = bytes([first])
@@ -140,7 +140,7 @@ class Raw:
             head += bytes([bit | 126]) + struct.pack(">H", length)
         else:
             head += bytes([bit | 127]) + struct.pack(">Q", length)
-        self.socket.sendall(head + (b"\0\0\0\0" if masked else b"") + payload)
+        self.socket.sendall(head + (b"\0\0\0\0" if masked else b"") + payload + more)
 
     def exactly(self, count):
         data = b""
@@ -260,8 +260,8 @@ def forward():
     raw.frame(0x82, b"hello", masked=False)
     result["unmasked"] = raw.close_code()
     raw = Raw()
-    raw.frame(0x81, end.encode())
-    raw.frame(0x82, b"more")
+    # At once, so that the machine's end does not come between them.
+    raw.frame(0x81, end.encode(), more=b"\x82\x84\0\0\0\0more")
     result["afterTheEnd"] = raw.close_code()
     raw = Raw()
     raw.frame(0x81, b'{"type":"takeover"}')
