@@ -187,8 +187,6 @@ struct MachineClonePlanner {
   ) -> BareMetalMachine {
     var metadata = ObjectMeta(name: name, namespace: object.key.namespace)
     metadata.labels = [Names.makerUIDLabel: uid]
-    // As bm-controller would as its first act: one write less for each clone.
-    metadata.finalizers = [Names.machineFinalizer]
     var spec = source
     spec.running = object.spec.running
     spec.hostName = nil
