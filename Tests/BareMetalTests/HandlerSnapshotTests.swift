@@ -12,6 +12,7 @@ struct HandlerSnapshotTests {
     var view = HandlerView(host: tests.host(), volumesDirectory: "/p")
     var second = tests.attachment(volume: "pvc-2")
     second.metadata.annotations?[Names.volumeHandleAnnotation] = "vol-2"
+    second.metadata.name = "ycloud-vol-2"
     view.attachments = [tests.attachment(), second]
     view.functions = [tests.shown.1, BlockFunction(name: "blk-01-pvc-2", volume: "pvc-2", readOnly: false)]
     return view
