@@ -116,13 +116,14 @@ cat >"$bundle/debian-arm64/toolset.json" <<END
 END
 
 # inside COMMAND...: runs it in the root directory with the compiler, which has the checkout at its own path, and the
-# folders that git is configured to read repositories from. All mounts are of a namespace that goes with the command.
+# folders that git is configured to read repositories from. All mounts are of a namespace that goes with the command; what
+# is unmounted outside meanwhile is unmounted there too, or it would be kept in use.
 inside() {
   local folders
   folders=$(git config --get-regexp '^url\..*\.insteadof$' | sed -nE 's|^url\.(/.*)\.insteadof .*|\1|p' | sort -u)
   # shellcheck disable=SC2016
   root=$cache/build target=$cache/target project=$project folders=$folders home=$HOME swift=$swift \
-    unshare --mount --pid --fork --propagation private bash -euc '
+    unshare --mount --pid --fork --propagation slave bash -euc '
       show() { mkdir -p "$root$2" && mount --bind "$1" "$root$2"; }
       show_file() { mkdir -p "$root${1%/*}" && : >>"$root$1" && mount --bind "$1" "$root$1"; }
       mount -t proc proc "$root/proc"

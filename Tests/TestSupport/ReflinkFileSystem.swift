@@ -37,6 +37,8 @@ public final class ReflinkFileSystem: Sendable {
     // A program that was killed may have requests with the kernel for a moment longer.
     try await eventually(within: .seconds(20), "nobody uses the file system") { umount2(path, 0) == 0 }
     try await ChildProcess.run("mount", ["-o", "loop", "\(directory.path)/pool.xfs", path])
+    // Where another mount namespace still has the old one, the kernel gives that out again, without its power.
+    try await ChildProcess.run("sh", ["-c", "touch '\(path)/.probe' && rm '\(path)/.probe'"])
   }
 
   deinit { umount2(path, Int32(MNT_DETACH)) }
