@@ -52,8 +52,14 @@ package final class JSONConnection: Sendable {
     // Until the cancel handler ran, the source keeps this object alive, and with it the descriptor.
     source.setCancelHandler { _ = self }
     let shared = SharedSource(source)
-    state.withLock { $0.reader = shared }
+    let isClosed = state.withLock { state -> Bool in
+      if !state.isClosed { state.reader = shared }
+      return state.isClosed
+    }
+    // A source has to run before it can be let go.
     shared.source.resume()
+    // Closed before it began: nobody else would take the source away again.
+    if isClosed { shared.source.cancel() }
   }
 
   /// Sends a value; returns as soon as it is queued.
