@@ -73,49 +73,54 @@ import Testing
     #expect(await code { try await dpu.createVolume(name: "w", file: fixture.file, readOnly: false) } == .busy)
   }
 
+  /// A target that refuses one parameter of bdev_aio_create, and keeps those of the calls that it takes.
+  private final class OtherTarget: Sendable {
+    private let directory: TemporaryDirectory
+    private let server: JSONRPCServer
+    private let taken: Kept
+    let dpu: SPDKClient
+
+    private final class Kept: Sendable {
+      let calls = Mutex<[JSONValue]>([])
+    }
+
+    init(refusing parameter: String) throws {
+      directory = try TemporaryDirectory()
+      let kept = Kept()
+      taken = kept
+      server = JSONRPCServer(path: directory.file("rpc")) { request, reply in
+        switch request.method {
+        case "bdev_get_bdevs": reply(.success([]))
+        case "bdev_aio_create" where request.params?[parameter] != nil:
+          reply(.failure(.internalError("spdk_json_decode_object failed")))
+        case "bdev_aio_create":
+          kept.calls.withLock { $0.append(request.params ?? .null) }
+          reply(.success("v"))
+        default: reply(.failure(.methodNotFound))
+        }
+      }
+      try server.start()
+      dpu = SPDKClient(socket: directory.file("rpc"))
+    }
+
+    deinit { server.stop() }
+
+    var created: [JSONValue] { taken.calls.withLock { $0 } }
+  }
+
   /// An SPDK before 23.05 refuses parameters that it does not know.
   @Test func worksWithATargetThatDoesNotKnowFallocate() async throws {
-    let directory = try TemporaryDirectory()
-    let created = Mutex<[JSONValue]>([])
-    let server = JSONRPCServer(path: directory.file("rpc")) { request, reply in
-      switch request.method {
-      case "bdev_get_bdevs": reply(.success([]))
-      case "bdev_aio_create" where request.params?["fallocate"] != nil:
-        reply(.failure(.internalError("spdk_json_decode_object failed")))
-      case "bdev_aio_create":
-        created.withLock { $0.append(request.params ?? .null) }
-        reply(.success("v"))
-      default: reply(.failure(.methodNotFound))
-      }
-    }
-    try server.start()
-    defer { server.stop() }
-    try await SPDKClient(socket: directory.file("rpc")).createVolume(name: "v", file: "/f", readOnly: true)
-    #expect(
-      created.withLock { $0 } == [["name": "v", "filename": "/f", "block_size": 512, "readonly": true]])
+    let target = try OtherTarget(refusing: "fallocate")
+    try await target.dpu.createVolume(name: "v", file: "/f", readOnly: true)
+    #expect(target.created == [["name": "v", "filename": "/f", "block_size": 512, "readonly": true]])
   }
 
   /// SPDK locks no files and knows no "shared"; what it does know it is told all the same.
   @Test func sharesAFileThroughATargetThatHasNoWordForIt() async throws {
-    let directory = try TemporaryDirectory()
-    let created = Mutex<[JSONValue]>([])
-    let server = JSONRPCServer(path: directory.file("rpc")) { request, reply in
-      switch request.method {
-      case "bdev_get_bdevs": reply(.success([]))
-      case "bdev_aio_create" where request.params?["shared"] != nil:
-        reply(.failure(.internalError("spdk_json_decode_object failed")))
-      case "bdev_aio_create":
-        created.withLock { $0.append(request.params ?? .null) }
-        reply(.success("v"))
-      default: reply(.failure(.methodNotFound))
-      }
-    }
-    try server.start()
-    defer { server.stop() }
-    let dpu = SPDKClient(socket: directory.file("rpc"))
-    try await dpu.createVolume(name: "v", file: "/f", readOnly: false, shared: true)
+    let target = try OtherTarget(refusing: "shared")
+    try await target.dpu.createVolume(name: "v", file: "/f", readOnly: false, shared: true)
     #expect(
-      created.withLock { $0 } == [
+      target.created == [
         ["name": "v", "filename": "/f", "block_size": 512, "readonly": false, "fallocate": true]
       ])
   }

@@ -168,15 +168,19 @@ class Raw:
             return 0
 
 
+def breaches():
+    """What no client may do, on whatever kind of line: with which status each is closed."""
+    giant = Raw()
+    giant.frame(0x82, b"", length=1 << 40)
+    unmasked = Raw()
+    unmasked.frame(0x82, b"hello", masked=False)
+    return {"giant": giant.close_code(), "unmasked": unmasked.close_code()}
+
+
 def abuse():
     witness = Console("alice").until(lambda c: b"login" in c.bytes)
     result = {}
-    raw = Raw()
-    raw.frame(0x82, b"", length=1 << 40)
-    result["giant"] = raw.close_code()
-    raw = Raw()
-    raw.frame(0x82, b"hello", masked=False)
-    result["unmasked"] = raw.close_code()
+    result |= breaches()
     raw = Raw()
     raw.frame(0x02, b"a")
     raw.frame(0x82, b"b")
@@ -253,12 +257,7 @@ def forward():
         except ConnectionClosed as closed:
             result["status"] = closed.rcvd.code
         result["echo"] = data.decode()
-    raw = Raw()
-    raw.frame(0x82, b"", length=1 << 40)
-    result["giant"] = raw.close_code()
-    raw = Raw()
-    raw.frame(0x82, b"hello", masked=False)
-    result["unmasked"] = raw.close_code()
+    result |= breaches()
     raw = Raw()
     # At once, so that the machine's end does not come between them.
     raw.frame(0x81, end.encode(), more=b"\x82\x84\0\0\0\0more")
