@@ -35,7 +35,7 @@ struct ControlPlane: Sendable {
       let definitions = try DeployFiles.manifests(in: "crds") + DeployFiles.manifests(in: "snapshot-crds")
       try await objects.apply(definitions)
       try await objects.apply(try DeployFiles.manifests(in: "rbac"))
-      try await objects.apply(try DeployFiles.manifests(file: "storage-class.yaml"))
+      try await objects.apply(try DeployFiles.manifests(file: "storage-class.yaml").map(Self.asDefaultClass))
       for host in settings.hostNames {
         try await objects.apply(try DeployFiles.manifests(in: "hosts", variables: ["HOST": host]))
       }
@@ -50,6 +50,17 @@ struct ControlPlane: Sendable {
         try await objects.apply(try hostObjects(host))
       }
     }
+  }
+
+  /// The class as the one of claims that name none: in a cloud of its own there is no other that they could mean.
+  private static func asDefaultClass(_ storageClass: JSONValue) -> JSONValue {
+    var result = storageClass
+    var metadata = result["metadata"] ?? [:]
+    var annotations = metadata["annotations"] ?? [:]
+    annotations["storageclass.kubernetes.io/is-default-class"] = "true"
+    metadata["annotations"] = annotations
+    result["metadata"] = metadata
+    return result
   }
 
   private static let namespace: JSONValue = [

@@ -64,8 +64,8 @@ extension ChangeTests {
       figures.append("\(what) \(begin.duration(to: .now))")
     }
 
-    // A disk with its name and number, with I/O.
-    try await cloud.bmctl("disk", "add", "hot", "data", "--size", "64Mi", "--storage-class", "ycloud")
+    // A disk with its name and number, with I/O, of the class that counts where none is named.
+    try await cloud.bmctl("disk", "add", "hot", "data", "--size", "64Mi")
     try await within("disk in the guest") { guest.devices.contains("=131072") }
     try await eventually(within: .seconds(30), every: .milliseconds(100)) {
       try await cloud.disk("data", of: "hot")?["attached"]?.boolValue == true

@@ -31,6 +31,25 @@ extension PlannerTests {
     #expect(attachments(plan).map(\.volume) == ["pvc-c"])
   }
 
+  @Test("A claim without a class is told apart from one whose volume is being made", arguments: [nil, "", "ycloud"])
+  func unboundClaim(_ storageClassName: String?) throws {
+    let plan = plan(
+      view(dataMachine()) {
+        $0.hosts = [host(claimedBy: "u")]
+        $0.power = ["h": PowerView(power: .off)]
+        var claim = boundClaim(owner: nil)
+        claim.status?.phase = "Pending"
+        claim.spec?.volumeName = nil
+        claim.spec?.storageClassName = storageClassName
+        $0.claims = ["m-root": claim]
+      })
+    #expect(attachments(plan) == [])
+    let condition = try #require(plan.status.conditions?.condition("VolumesReady"))
+    #expect(condition.status != .true)
+    #expect(condition.message.contains("kubectl get storageclass") == (storageClassName != "ycloud"), "\(condition)")
+    #expect(condition.message.contains("describe pvc m-root") == (storageClassName == "ycloud"), "\(condition)")
+  }
+
   @Test(
     "A volume of another driver, with a handle that is a path, or without its content is refused with the reason",
     arguments: [

@@ -165,9 +165,13 @@ extension MachinePlanner {
             "VolumeLost", "the volume of claim \(claim.key) (disk '\(disk)') is gone; restore it or delete the machine")
         )
       }
-      return .waits(
-        "disk '\(disk)': the claim \(claim.key.name) is not bound yet; see 'kubectl -n \(claim.key.namespace ?? "") "
-          + "describe pvc \(claim.key.name)' where it lasts")
+      // A claim keeps the class that it was made with, so nothing will make a volume for one that has none.
+      let why =
+        claim.spec?.storageClassName ?? "" == ""
+        ? "has no storage class (it names none, and the cluster had no default one when it was made) and is not bound; "
+          + "name one of 'kubectl get storageclass' in a new claim or disk, or bind a volume to this one by hand"
+        : "is not bound yet; see 'kubectl -n \(claim.key.namespace ?? "") describe pvc \(claim.key.name)' where it lasts"
+      return .waits("disk '\(disk)': the claim \(claim.key.name) \(why)")
     }
     // What is attached was looked at before that.
     if let present = ours(volume) { return .bound(volume: volume, handle: present.volumeHandle) }
