@@ -34,6 +34,24 @@ extension PlannerTests {
     #expect(result.steps.allSatisfy { !$0.isPower(of: "h") })
   }
 
+  @Test("A server that went on with its boot is not switched off for disks that came and went in the spec since")
+  func disksChangedDuringPowerOn() {
+    var added = prepared(machine(), power: .on)
+    added.machine.spec.disks.append(.init(name: "data", existingClaim: .init(claimName: "data")))
+    var swapped = added
+    swapped.machine.spec.disks.removeFirst()
+    // The server is on with a disk that the spec boots from no more: that is not the machine that was asked for.
+    let (kept, changed) = (plan(added), plan(swapped))
+    #expect(kept.status.bootedAt == now, "\(kept.status.conditions ?? [])")
+    #expect(kept.steps.allSatisfy { !$0.isPower(of: "h") })
+    #expect(changed.status.bootedAt == nil)
+    #expect(changed.steps.contains { $0.isPower(of: "h") })
+    var other = added
+    other.hosts[0].status?.dpu?.boot = "u/2"
+    #expect(plan(other).status.bootedAt == nil, "on, but not with this boot")
+    #expect(plan(other).steps.contains { $0.isPower(of: "h") })
+  }
+
   @Test("A wish to go on is taken back when the spec turns invalid or something is missing again")
   func withdrawnOn() {
     let invalid = machine { $0.spec.disks.append($0.spec.disks[0]) }

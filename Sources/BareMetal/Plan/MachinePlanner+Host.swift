@@ -70,7 +70,10 @@ extension MachinePlanner {
     if status.boot == nil { status.boot = 1 }
     set(Kind.reachable, false, "Off", "the machine is not on yet")
     // With a spec that is not valid nothing is prepared, but the server may have started with what was there before.
-    let isPrepared = mayStart ? prepareBoot(host, name: name, power: power) : isInPlace(host, name: name)
+    // Nor is a server taken from a guest because the spec has changed since it was powered on: those changes are plugged.
+    let isPrepared =
+      mayStart && !isOnWithBootDisk(host, name: name, power: power)
+      ? prepareBoot(host, name: name, power: power) : isInPlace(host, name: name)
     if isPrepared {
       if status.timeline?.disksAttached == nil { status.timeline?.disksAttached = view.now }
     }
@@ -112,6 +115,15 @@ extension MachinePlanner {
   private func isInPlace(_ host: BareMetalHost, name: String) -> Bool {
     host.status?.dpu?.boot == token && !view.attachments.isEmpty
       && view.attachments.allSatisfy { $0.host == name && $0.isAttached && !$0.metadata.isBeingDeleted }
+  }
+
+  /// Whether the server is on with this boot and with the disk that the spec boots from, so that its guest may be at work.
+  private func isOnWithBootDisk(_ host: BareMetalHost, name: String, power: PowerView) -> Bool {
+    guard power.power == .on, isInPlace(host, name: name),
+      let disk = machine.spec.disks.min(by: { orders[$0.name] ?? .max < orders[$1.name] ?? .max }),
+      let volume = volumes[disk.name]
+    else { return false }
+    return view.attachments.contains { $0.volume == volume && matches($0, disk) }
   }
 
   private mutating func stampPoweredOn() {
