@@ -104,6 +104,20 @@ extension Simulation {
     world.servers[host]?.isBooting = false
   }
 
+  /// With the faults at an end, but the dead hosts still dead: operators say so, and their machines leave. Then they come
+  /// back.
+  func leaveDeadHosts(_ leader: SimulatedController) async {
+    let held = hostNames.filter { world.state.hostObjects[$0]?.status?.claim != nil }
+    if world.random.chance(60), let host = pick(held) { die(host) }
+    for host in hostNames where world.servers[host]?.isDead == true { change(host) { $0.spec.powerCut = true } }
+    await ask()
+    for _ in 0..<80 {
+      world.time += .milliseconds(500)
+      await round(leader)
+    }
+    await healHosts()
+  }
+
   func healHosts() async {
     for host in hostNames {
       await revive(host)

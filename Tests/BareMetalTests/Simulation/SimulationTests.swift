@@ -323,9 +323,9 @@ final class Simulation {
       world.servers[name]?.isUnreachable = false
       if !world.hasMigrations { world.servers[name]?.isDead = false }
     }
-    if world.hasMigrations { await healHosts() }
     let leader = SimulatedController(world: world)
     controllers = [leader]
+    if world.hasMigrations { await leaveDeadHosts(leader) }
     var quietRounds = 0
     for _ in 0..<600 where quietRounds < 14 {
       let before = world.writes
@@ -337,7 +337,8 @@ final class Simulation {
     if quietRounds < 14 { quietViolations.append("it never came to rest") }
   }
 
-  private func round(_ leader: SimulatedController) async {
+  /// One look of everybody at everything.
+  func round(_ leader: SimulatedController) async {
     for host in hostNames { leader.tickPower(host) }
     for handler in handlers { await handler.reconcile(fresh: true, crashPercent: 0) }
     volumes()
