@@ -10,6 +10,7 @@ import Testing
 ///
 /// `YCLOUD_CRASH_ROUNDS` and `YCLOUD_CRASH_SEED` as for `LvolCrashTests`.
 @Suite(.serialized) struct GroupSnapshotTests {
+  private static let fewRounds: UInt64 = 8
   private static let pairs = 4
   private static let blockLength = 4096
   private static let megabytes = 64
@@ -131,9 +132,10 @@ import Testing
     print("pause of two disks that are written to: median \(pauses[40]) us, longest \(pauses[79]) us")
   }
 
-  @Test(.timeLimit(.minutes(10))) func aKillAtAnyInstructionLeavesWholeGroupsOnly() async throws {
-    let rounds = getenv("YCLOUD_CRASH_ROUNDS").flatMap { UInt64(String(cString: $0)) } ?? 8
-    let seed = getenv("YCLOUD_CRASH_SEED").flatMap { UInt64(String(cString: $0)) } ?? .random(in: 0..<1_000_000)
+  @Test(.timeLimit(CrashRounds.timeLimit(GroupSnapshotTests.fewRounds)))
+  func aKillAtAnyInstructionLeavesWholeGroupsOnly() async throws {
+    let rounds = CrashRounds.count(otherwise: Self.fewRounds)
+    let seed = CrashRounds.firstSeed()
     let fileSystem = try await ReflinkFileSystem()
     let directory = try TemporaryDirectory()
     var whole = 0

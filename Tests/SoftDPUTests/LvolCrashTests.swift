@@ -10,6 +10,8 @@ import Testing
 ///
 /// `YCLOUD_CRASH_ROUNDS` sets how often; the seed of a round that failed is told, `YCLOUD_CRASH_SEED` begins with it.
 @Suite(.serialized) struct LvolCrashTests {
+  private static let fewRounds: UInt64 = 25
+
   /// What the store has to have. Operations whose answer was lost may have happened or not.
   private struct Model {
     /// The byte that fills a volume's first 64 KiB, by name; several where a write was cut short.
@@ -29,11 +31,10 @@ import Testing
     var done: [String: Int] = [:]
   }
 
-  private static func environment(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
-
-  @Test(.timeLimit(.minutes(60))) func survivesKillsAtAnyMoment() async throws {
-    let rounds = Self.environment("YCLOUD_CRASH_ROUNDS") ?? 25
-    let first = Self.environment("YCLOUD_CRASH_SEED") ?? UInt64.random(in: 0..<1_000_000)
+  @Test(.timeLimit(CrashRounds.timeLimit(LvolCrashTests.fewRounds)))
+  func survivesKillsAtAnyMoment() async throws {
+    let rounds = CrashRounds.count(otherwise: Self.fewRounds)
+    let first = CrashRounds.firstSeed()
     let fileSystem = try await ReflinkFileSystem()
     let directory = try TemporaryDirectory()
     var model = Model()

@@ -12,6 +12,7 @@ import Testing
 ///
 /// `YCLOUD_CRASH_ROUNDS` and `YCLOUD_CRASH_SEED` as for `LvolCrashTests`.
 @Suite(.serialized) struct LvolWriteCrashTests {
+  private static let fewRounds: UInt64 = 12
   private static let volumes = 3
   private static let blocks = 256
   private static let blockLength = 4096
@@ -44,11 +45,10 @@ import Testing
     }
   }
 
-  private static func environment(_ name: String) -> UInt64? { getenv(name).flatMap { UInt64(String(cString: $0)) } }
-
-  @Test(.timeLimit(.minutes(60))) func whatWasFlushedIsThereAndClonesStayAsTheyAre() async throws {
-    let rounds = Self.environment("YCLOUD_CRASH_ROUNDS") ?? 12
-    let first = Self.environment("YCLOUD_CRASH_SEED") ?? UInt64.random(in: 0..<1_000_000)
+  @Test(.timeLimit(CrashRounds.timeLimit(LvolWriteCrashTests.fewRounds)))
+  func whatWasFlushedIsThereAndClonesStayAsTheyAre() async throws {
+    let rounds = CrashRounds.count(otherwise: Self.fewRounds)
+    let first = CrashRounds.firstSeed()
     let fileSystem = try await ReflinkFileSystem()
     let directory = try TemporaryDirectory()
     var contents = [Content](repeating: Content(), count: Self.volumes)
