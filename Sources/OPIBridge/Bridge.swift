@@ -169,14 +169,12 @@ package actor Bridge {
         code: .invalidArgument,
         message: "\(field) of \(old.name) cannot be changed; delete the resource and create it anew")
     }
-    guard wanted != old else {
-      guard let shown = try await old.read(scope) else { throw Self.awaitsRepair(old.name) }
-      return shown
-    }
-    try await write(Record(phase: .present, message: wanted, secret: record.secret))
+    // What is written down already is made all the same: somebody may have changed it at the target.
+    if wanted != old { try await write(Record(phase: .present, message: wanted, secret: record.secret)) }
     do {
       try await wanted.make(scope, secret: record.secret)
     } catch {
+      guard wanted != old else { throw error }
       try await write(record)
       if (error as? TargetError)?.isOpen != true { try? await old.make(self.scope(), secret: record.secret) }
       throw error

@@ -149,6 +149,21 @@ import Testing
     #expect(bdev?["assigned_rate_limits"]?["rw_ios_per_sec"] == 9000)
   }
 
+  @Test func anUpdateToWhatIsWrittenDownUndoesWhatOthersDidAtTheTarget() async throws {
+    let fixture = try Fixture()
+    let bridge = try fixture.bridge()
+    _ = try await bridge.malloc("m0")
+    let limits: OPIQosVolume = try await bridge.create("q") {
+      $0.volumeNameRef = "mallocVolumes/m0"
+      $0.limits.max.rwIopsKiops = 4
+    }
+    _ = try await fixture.client.call("bdev_set_qos_limit", ["name": "m0", "rw_ios_per_sec": 9000])
+    let updated = try await bridge.update(limits, mask: nil, allowMissing: false)
+    #expect(updated.limits.max.rwIopsKiops == 4)
+    let bdev = try await fixture.client.call("bdev_get_bdevs", ["name": "m0"]).arrayValue?.first
+    #expect(bdev?["assigned_rate_limits"]?["rw_ios_per_sec"] == 4000)
+  }
+
   @Test func aKeyWithoutItsRecordIsRemoved() async throws {
     let fixture = try Fixture()
     _ = try fixture.bridge()
