@@ -1,6 +1,7 @@
 import BareMetal
 import IaaS
 import Kubernetes
+import TestSupport
 import Testing
 
 @Suite("What a large fleet is spared")
@@ -202,6 +203,36 @@ struct PaceTests {
     status.conditions = conditions
     host.status = status
     return host
+  }
+
+  @Test("The host that is found without looking at most of them is the one that a look at all of them would give")
+  func bestOfMany() {
+    var random = SeededGenerator(seed: 5)
+    var (placed, waiting) = (0, 0)
+    for round in 0..<300 {
+      let hosts = (0..<Int.random(in: 0...12, using: &random)).map { number in
+        let rack = Bool.random(using: &random) ? "a" : "b"
+        var host = host("h\(number)", held: Int.random(in: 0..<3, using: &random) > 0, labels: ["rack": rack])
+        if Int.random(in: 0..<4, using: &random) == 0 { host.spec.maintenance = true }
+        if Int.random(in: 0..<4, using: &random) == 0 { host.spec.taints = [.init(key: "gpu", effect: "NoSchedule")] }
+        return host
+      }
+      var spec = BareMetalMachine.Spec(disks: [])
+      if Bool.random(using: &random) { spec.hostSelector = .init(matchLabels: ["rack": "a"]) }
+      let machine = BareMetalMachine(
+        metadata: ObjectMeta(name: "m", namespace: "t", uid: "uid-\(round)"), spec: spec)
+      let unheld = hosts.filter { $0.status?.claim == nil }.compactMap(\.metadata.name).shuffled(using: &random)
+      let best = Scheduler.best(for: machine, among: unheld) { name in hosts.first { $0.metadata.name == name } }
+      switch Scheduler.decide(machine, hosts: hosts) {
+      case .place(let name):
+        placed += 1
+        #expect(best?.metadata.name == name)
+      case .wait:
+        waiting += 1
+        #expect(best == nil)
+      }
+    }
+    #expect(placed > 50 && waiting > 50, "\(placed) placed, \(waiting) waiting")
   }
 
   @Test("A host that becomes free wakes a few of those that may have it, and no other change wakes anybody")

@@ -164,15 +164,8 @@ final class StorageCloud: Sendable {
 }
 
 /// One control plane for all tests of this target that need one.
-private actor SharedVolumePlane {
-  static let instance = SharedVolumePlane()
-  private var task: Task<TestControlPlane, any Error>?
-
-  func get() async throws -> TestControlPlane {
-    if task == nil { task = Task { try await SharedVolumePlane.start() } }
-    guard let task else { throw TestEnvironmentError("unreachable") }
-    return try await task.value
-  }
+private enum SharedVolumePlane {
+  static let instance = SharedControlPlane { try await start() }
 
   private static func start() async throws -> TestControlPlane {
     let plane = try await TestControlPlane.start(controllers: [

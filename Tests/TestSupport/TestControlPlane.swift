@@ -61,7 +61,7 @@ public final class TestControlPlane: Sendable {
   }
 
   /// A control plane that all tests of this process share; started by the first one who asks.
-  public static func shared() async throws -> TestControlPlane { try await SharedControlPlane.instance.get() }
+  public static func shared() async throws -> TestControlPlane { try await SharedControlPlane.plain.get() }
 
   private init(controllers: [String], claimBinderSync: String = "1s", isAudited: Bool = false) async throws {
     self.claimBinderSync = claimBinderSync
@@ -359,23 +359,33 @@ public final class TestControlPlane: Sendable {
   }
 }
 
-/// Starts the shared control plane once, also where many ask at the same time.
-private actor SharedControlPlane {
-  static let instance = SharedControlPlane()
-  /// The one reference that keeps the plane; given up when the process ends, because nothing else would.
-  private static let kept = Mutex<TestControlPlane?>(nil)
+/// A control plane that many tests use: started by the first one who asks, and ended with the process, because nothing
+/// else would.
+public actor SharedControlPlane {
+  static let plain = SharedControlPlane { try await TestControlPlane.start() }
 
+  private static let kept = Mutex<[TestControlPlane]>([])
+  private static let endsWithProcess: Void = {
+    _ = atexit { for plane in SharedControlPlane.kept.withLock({ $0 }) { plane.stop() } }
+  }()
+
+  private let start: @Sendable () async throws -> TestControlPlane
   private var task: Task<TestControlPlane, any Error>?
 
-  func get() async throws -> TestControlPlane {
+  /// - Parameter start: Starts it, and makes what all the tests count on.
+  public init(_ start: @escaping @Sendable () async throws -> TestControlPlane) {
+    self.start = start
+  }
+
+  public func get() async throws -> TestControlPlane {
     if let task { return try await task.value }
-    let task = Task {
-      let plane = try await TestControlPlane.start()
-      Self.kept.withLock { $0 = plane }
+    Self.endsWithProcess
+    let task = Task { [start] in
+      let plane = try await start()
+      Self.kept.withLock { $0.append(plane) }
       return plane
     }
     self.task = task
-    atexit { SharedControlPlane.kept.withLock { $0 }?.stop() }
     return try await task.value
   }
 }

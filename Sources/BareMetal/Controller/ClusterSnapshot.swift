@@ -9,6 +9,8 @@ package protocol ClusterSnapshot: Sendable {
   func host(_ name: String) -> BareMetalHost?
   /// In any order.
   func allHosts() -> [BareMetalHost]
+  /// The names of the hosts that no machine holds, in any order.
+  func unheldHosts() -> [String]
   func hosts(heldBy uid: String) -> [BareMetalHost]
   func claim(_ key: ObjectKey) -> PersistentVolumeClaim?
   /// Claims that carry the machine's UID as a label.
@@ -24,11 +26,25 @@ package protocol ClusterSnapshot: Sendable {
   func migrations(of machine: ObjectKey) -> [BareMetalMachineMigration]
 }
 
+extension ClusterSnapshot {
+  package func unheldHosts() -> [String] { allHosts().filter { $0.status?.claim == nil }.compactMap(\.metadata.name) }
+
+  /// The hosts that a machine without one is planned with: the one that it should have, or all of them where none will
+  /// do, to say why. In a fleet, to copy all hosts for each machine is most of what its start would cost.
+  fileprivate func hosts(for machine: BareMetalMachine, target: String?) -> [BareMetalHost] {
+    if let name = machine.spec.hostName { return Set([name, target ?? name]).sorted().compactMap(host) }
+    guard let best = Scheduler.best(for: machine, among: unheldHosts(), host: host) else { return allHosts() }
+    guard let target, target != best.metadata.name, let other = host(target) else { return [best] }
+    return [best, other]
+  }
+}
+
 extension ControllerCaches: ClusterSnapshot {
   package func machine(uid: String) -> BareMetalMachine? { machines.byIndex(Index.uid, uid).first }
   package func machines(asking address: String) -> [BareMetalMachine] { machines.byIndex(Index.address, address) }
   package func host(_ name: String) -> BareMetalHost? { hosts.get(name: name) }
   package func allHosts() -> [BareMetalHost] { hosts.unordered() }
+  package func unheldHosts() -> [String] { hosts.keys(Index.unheld, Index.unheld).map(\.name) }
   package func hosts(heldBy uid: String) -> [BareMetalHost] { hosts.byIndex(Index.machineUID, uid) }
   package func claim(_ key: ObjectKey) -> PersistentVolumeClaim? { claims.get(key) }
   package func claims(ofMachine uid: String) -> [PersistentVolumeClaim] { claims.byIndex(Index.machineUID, uid) }
@@ -83,7 +99,7 @@ extension MachineView {
     move = MachineMove(ofMachine: uid, among: snapshot.migrations(of: machine.key))
     let held = snapshot.hosts(heldBy: uid)
     if held.isEmpty, machine.status?.host == nil, !machine.metadata.isBeingDeleted {
-      hosts = snapshot.allHosts()
+      hosts = snapshot.hosts(for: machine, target: move?.target)
     } else {
       var names = Set(held.compactMap(\.metadata.name))
       names.formUnion(attachments.compactMap(\.host))

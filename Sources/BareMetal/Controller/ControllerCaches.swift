@@ -24,6 +24,8 @@ package struct ControllerCaches: Sendable {
     package static let address = "address"
     /// Hosts that are to be emptied: one value, `drained`.
     package static let drained = "drained"
+    /// Hosts that no machine holds: one value, `unheld`.
+    package static let unheld = "unheld"
     /// Migrations that are not finished: one value, `open`.
     package static let open = "open"
     /// Attachments and migrations by the machine's name: `namespace/name`.
@@ -48,6 +50,7 @@ package struct ControllerCaches: Sendable {
       client: client,
       indexers: [
         Index.machineUID: { $0.status?.claim.map { [$0.uid] } ?? [] },
+        Index.unheld: { $0.status?.claim == nil ? [Index.unheld] : [] },
         Index.drained: { $0.spec.drain || $0.spec.powerCut ? [Index.drained] : [] },
       ], logger: logger, registry: registry)
     claims = ObjectCache(

@@ -82,6 +82,30 @@ package enum Scheduler {
     return nil
   }
 
+  /// The host that `decide` would place the machine on, found without a look at most of the others.
+  ///
+  /// - Parameter names: Hosts that may be free; which are, `host` says.
+  package static func best(
+    for machine: BareMetalMachine, among names: [String], host: (String) -> BareMetalHost?
+  ) -> BareMetalHost? {
+    let uid = machine.metadata.uid ?? ""
+    func fitting(_ name: String) -> BareMetalHost? {
+      guard let host = host(name), matches(host, machine.spec.hostSelector?.matchLabels),
+        objection(to: host, for: machine) == nil
+      else { return nil }
+      return host
+    }
+    var ranked = names.map { (weight: hash(uid, $0), name: $0) }
+    // Mostly the first one will do.
+    guard let first = ranked.max(by: <) else { return nil }
+    if let host = fitting(first.name) { return host }
+    ranked.sort(by: >)
+    for candidate in ranked {
+      if let host = fitting(candidate.name) { return host }
+    }
+    return nil
+  }
+
   package static func decide(_ machine: BareMetalMachine, hosts: [BareMetalHost]) -> Decision {
     var candidates = hosts
     if let name = machine.spec.hostName {

@@ -38,6 +38,8 @@ package struct CacheStore<T: Sendable>: Sendable {
     return keys.sorted().compactMap { entries[$0]?.object }
   }
 
+  package func keys(_ name: String, _ value: String) -> Set<ObjectKey> { indexes[name]?[value] ?? [] }
+
   /// Takes a whole list over.
   /// - Parameter retained: Objects that are in the list but could not be decoded: what is known of them stays.
   package mutating func replace(

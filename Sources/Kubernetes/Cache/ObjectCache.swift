@@ -69,6 +69,9 @@ public final class ObjectCache<T: Decodable & Sendable>: Sendable {
   /// The objects for which the indexer `name` gave `value`, in the order of their keys.
   public func byIndex(_ name: String, _ value: String) -> [T] { store.withLock { $0.byIndex(name, value) } }
 
+  /// The keys of the objects for which the indexer `name` gave `value`: of many objects, for those who need few.
+  public func keys(_ name: String, _ value: String) -> Set<ObjectKey> { store.withLock { $0.keys(name, value) } }
+
   /// Takes the result of an own write in at once, so that the next look does not see the state before it.
   ///
   /// It is ignored where the cache knows a newer version, or may already have seen the object's end.
