@@ -54,6 +54,8 @@ package actor Chassis {
   /// Functions that the guest was asked to let go of.
   var leaving: Set<String> = []
   var problems: Set<String> = []
+  /// A picture of the screen is being taken.
+  var isPhotographing = false
   private var lock: CInt = -1
 
   /// Wishes that may wait.
