@@ -133,9 +133,8 @@ let package = Package(
     room(
       "MachineAPI",
       [
-        "BareMetal", "IaaS", "JSON", "Kubernetes", "Telemetry", "WebServer", crypto, logging, nioCore, nioHTTP1,
-        nioPosix,
-        nioSSL, nioWebSocket, swiftASN1, x509,
+        "BareMetal", "BMC", "IaaS", "JSON", "Kubernetes", "Telemetry", "WebServer", crypto, logging, nioCore, nioHTTP1,
+        nioPosix, nioSSL, nioWebSocket, swiftASN1, x509,
       ]),
     room(
       "Fleet",
@@ -224,7 +223,8 @@ let package = Package(
     .testTarget(
       name: "MachineAPITests",
       dependencies: [
-        "IaaS", "JSON", "Kubernetes", "MachineAPI", "Telemetry", "TestSupport", logging, nioCore, nioHTTP1, nioPosix,
+        "BMC", "IaaS", "JSON", "Kubernetes", "MachineAPI", "Telemetry", "TestSupport", logging, nioCore, nioHTTP1,
+        nioPosix,
       ], exclude: ["Python"], swiftSettings: common),
     .testTarget(
       name: "Acceptance",
