@@ -26,7 +26,8 @@ package enum ScreenshotVerb {
     // Before, it may still show what the host's last machine left.
     guard let bootedAt = machine.status?.bootedAt else {
       throw .conflict(
-        key.name, "machine \(key) is not on (\(machine.status?.message ?? "stopped")); its screen shows nothing: start it")
+        key.name,
+        "machine \(key) is not on (\(machine.status?.message ?? "stopped")); its screen shows nothing: start it")
     }
     // bm-controller goes on with the account before, which only it knows; one more refusal may lock either of them out.
     if host.status?.conditions?.condition(BareMetalHost.ConditionType.credentials)?.status == .false {
