@@ -253,10 +253,12 @@ final class MachineAPIService: Sendable {
       screenSeconds.observe(start.duration(to: .now), "taken")
       return picture.png
     } catch {
-      let code = (error as? BMCError)?.code
-      screenSeconds.observe(start.duration(to: .now), code?.rawValue ?? "failed")
-      logger.warning(
-        "no picture of a screen",
+      let problem = error as? BMCError
+      screenSeconds.observe(start.duration(to: .now), problem?.code.rawValue ?? "failed")
+      // What nobody has to see to fills no log.
+      let isUsual = problem.map { $0.isStateRefusal || [.unsupported, .busy].contains($0.code) } ?? false
+      logger.log(
+        level: isUsual ? .debug : .warning, "no picture of a screen",
         metadata: ["machine": "\(key)", "host": "\(host.key.name)", "reason": "\(error)"])
       throw ScreenshotVerb.failure(error, machine: key, host: host.key.name)
     }
