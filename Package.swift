@@ -203,7 +203,7 @@ let package = Package(
       name: "FuzzHarness", dependencies: ["CLinux", "JSON", "JSONRPC", "SoftDPU", "VhostFrontend", logging],
       path: "Tests/Fuzz/Harness", swiftSettings: common),
     tests("SoftDPU", ["CLinux", "FuzzHarness", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
-    tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
+    tests("SoftHost", ["BMC", "CLinux", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
     tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
     .testTarget(
       name: "OPIBridgeTests",

@@ -1,4 +1,5 @@
 import BMC
+import CLinux
 import Glibc
 import JSON
 import SoftHost
