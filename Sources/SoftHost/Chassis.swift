@@ -82,6 +82,8 @@ package actor Chassis {
         message: "another softhost uses \(configuration.stateDirectory)")
     }
     lock = descriptor
+    // A process that was killed while it took a picture has left it.
+    unlink(configuration.screenFile)
     record = try ChassisRecord.load(configuration.stateFile)
     try record.save(configuration.stateFile)
     // Here and not in `run`: nobody may read a server as off because it was not looked for yet.

@@ -63,6 +63,13 @@ import Testing
     }
   }
 
+  @Test func aPictureThatAKilledProcessLeftIsRemoved() throws {
+    let left = try LeftChassis(isOn: false)
+    let file = try left.directory.write("state/screen.png", "old", mode: 0o600)
+    _ = try left.open()
+    #expect(access(file, F_OK) != 0)
+  }
+
   @Test func onePictureIsTakenAtATime() async throws {
     let held = Mutex<(@Sendable (JSONValue) -> Void)?>(nil)
     let isHolding = Mutex(false)

@@ -55,7 +55,7 @@ extension RedfishClient {
 
 /// The decisions about pictures of screens, apart from any I/O.
 ///
-/// The Redfish standard has none. What is asked for is an action of Dell's (iDRAC9 and later), whose resource the manager
+/// The Redfish standard has none. What is asked for is an action of Dell's (iDRAC9), whose resource the manager
 /// links to (`Links.Oem.Dell.DellLCService`).
 package enum RedfishScreen {
   package static let action = "DellLCService.ExportServerScreenShot"

@@ -7,8 +7,8 @@ struct ScreenshotCommand: AsyncParsableCommand {
     commandName: "screenshot", abstract: "Take a picture of a machine's screen (PNG).",
     discussion: """
       The picture is what a screen at the server would show now: the firmware, the boot loader, a kernel's last words. It \
-      is taken through bm-api by the BMC of the machine's host, where that can do it (Dell's iDRAC9 and later, and the \
-      servers of a local cloud). What it shows may be secret, so a new file is readable by its owner only.
+      is taken through bm-api by the BMC of the machine's host, where that can do it (Dell's iDRAC9, and the servers of a \
+      local cloud). What it shows may be secret, so a new file is readable by its owner only.
 
         bmctl screenshot bm-01                  # into bm-01.png
         bmctl screenshot bm-01 -o - | display
