@@ -133,9 +133,8 @@ let package = Package(
     room(
       "MachineAPI",
       [
-        "BareMetal", "IaaS", "JSON", "Kubernetes", "Telemetry", "WebServer", crypto, logging, nioCore, nioHTTP1,
-        nioPosix,
-        nioSSL, nioWebSocket, swiftASN1, x509,
+        "BareMetal", "BMC", "IaaS", "JSON", "Kubernetes", "Telemetry", "WebServer", crypto, logging, nioCore, nioHTTP1,
+        nioPosix, nioSSL, nioWebSocket, swiftASN1, x509,
       ]),
     room(
       "Fleet",
@@ -204,7 +203,7 @@ let package = Package(
       name: "FuzzHarness", dependencies: ["CLinux", "JSON", "JSONRPC", "SoftDPU", "VhostFrontend", logging],
       path: "Tests/Fuzz/Harness", swiftSettings: common),
     tests("SoftDPU", ["CLinux", "FuzzHarness", "JSON", "JSONRPC", "Telemetry", "VhostFrontend", logging]),
-    tests("SoftHost", ["BMC", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
+    tests("SoftHost", ["BMC", "CLinux", "JSON", "JSONRPC", "Telemetry", httpClient, logging, nioCore]),
     tests("DPU", ["JSON", "JSONRPC", "SoftDPU", logging]),
     .testTarget(
       name: "OPIBridgeTests",
@@ -224,7 +223,8 @@ let package = Package(
     .testTarget(
       name: "MachineAPITests",
       dependencies: [
-        "IaaS", "JSON", "Kubernetes", "MachineAPI", "Telemetry", "TestSupport", logging, nioCore, nioHTTP1, nioPosix,
+        "BMC", "IaaS", "JSON", "Kubernetes", "MachineAPI", "Telemetry", "TestSupport", logging, nioCore, nioHTTP1,
+        nioPosix,
       ], exclude: ["Python"], swiftSettings: common),
     .testTarget(
       name: "Acceptance",

@@ -18,6 +18,18 @@ public protocol BMC: Sendable {
 
   /// Sets where the next boot (or every boot) starts from.
   func setBootOverride(_ override: BootOverride) async throws
+
+  /// What the server's screen shows now. Code `unsupported` where the BMC cannot tell, and `rejected` as a state refusal
+  /// where the server is off.
+  func screenshot() async throws -> ScreenPicture
+}
+
+extension BMC {
+  public func screenshot() async throws -> ScreenPicture {
+    throw BMCError(
+      .unsupported, operation: "take a picture of the screen",
+      message: "this BMC has none (IPMI has no word for it); use the serial console")
+  }
 }
 
 /// The power state of a server as reported by its BMC.

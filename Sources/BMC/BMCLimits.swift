@@ -8,6 +8,8 @@ public struct BMCLimits: Sendable, Hashable {
   public var call: Duration = .seconds(60)
   /// Time for reading an inventory, which takes many requests. Nothing else is asked of the BMC in that time.
   public var inventory: Duration = .seconds(120)
+  /// Time for a picture of the screen, which somebody waits for.
+  public var screenshot: Duration = .seconds(25)
   /// Bytes in one answer.
   public var answerBytes = 4 << 20
   /// Calls waiting for one BMC; one runs at a time, because BMCs are small.

@@ -244,6 +244,7 @@ struct CloudComponents: Sendable {
         "--listen", "127.0.0.1:\(try port(PortPlan.machineAPI))",
         "--tls-cert", directory.certificate("bm-api-server"), "--tls-key", directory.privateKey("bm-api-server"),
         "--console-sockets", "\(directory.shortPath)/hosts", "--machine-networks", settings.subnet,
+        "--screenshots",
         "--metrics-address", "127.0.0.1:\(metrics)", "--log-level", logLevel,
       ], after: [Self.objects], readiness: .http(port: metrics, path: "/readyz"))
   }

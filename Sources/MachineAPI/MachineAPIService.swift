@@ -1,3 +1,4 @@
+import BMC
 import IaaS
 import JSON
 import Kubernetes
@@ -8,6 +9,8 @@ import Telemetry
 enum APIAnswer: Sendable {
   case document(status: Int, body: JSONValue, retryAfterSeconds: Int? = nil)
   case text(status: Int, String)
+  /// A PNG; its place among the pictures on their way is kept until the last byte has left.
+  case picture([UInt8], ScreenshotPermit)
   /// The connection becomes a console.
   case console(ConsoleTicket)
   /// The connection becomes one to a machine's port.
@@ -23,21 +26,29 @@ final class MachineAPIService: Sendable {
   /// The folder below which consoles' sockets are; nil where this process serves no consoles.
   private let consoleFolder: String?
   private let addresses: AddressRule
+  /// Nil where this process takes no pictures of screens.
+  private let screens: ScreenshotDesk?
   private let requests: CounterFamily
+  private let screenSeconds: HistogramFamily
   private let logger: Logger
 
   init(
-    client: KubernetesClient, consoleFolder: String?, addresses: AddressRule, registry: MetricsRegistry, logger: Logger
+    client: KubernetesClient, consoleFolder: String?, addresses: AddressRule, screens: ScreenshotDesk?,
+    registry: MetricsRegistry, logger: Logger
   ) {
     self.client = client
     self.consoleFolder = consoleFolder
     self.addresses = addresses
+    self.screens = screens
     self.logger = logger
     authenticator = Authenticator(client: client)
     authorizer = Authorizer(client: client, registry: registry)
     store = MachineStore(client: client)
     requests = registry.counter(
       "bm_api_requests_total", help: "Requests that were answered.", labels: ["verb", "code"])
+    screenSeconds = registry.histogram(
+      "bm_api_screenshot_seconds", help: "Time that a BMC took for a picture of a screen, or to fail.",
+      labels: ["outcome"], buckets: [0.1, 0.2, 0.5, 1, 2, 5, 10, 25])
   }
 
   var isReady: Bool { authenticator.settings != nil }
@@ -50,6 +61,7 @@ final class MachineAPIService: Sendable {
       let answer = try await self.answer(request, caller: &caller, label: &label)
       if case .document(let status, _, _) = answer { requests.increment(label, "\(status)") }
       if case .console = answer { requests.increment(label, "101") }
+      if case .picture = answer { requests.increment(label, "200") }
       return (answer, caller)
     } catch let failure as APIFailure {
       requests.increment(label, "\(failure.code)")
@@ -101,6 +113,7 @@ final class MachineAPIService: Sendable {
       switch verb {
       case .console: return .console(try await ticket(key, request, identity))
       case .portforward: return .forward(try await forward(key, request, identity))
+      case .screenshot: return try await screenshot(key, identity)
       case .timeline: return .document(status: 200, body: TimelineDocument.body(try await store.object(key)))
       case .plan:
         let running = try request.flag("running")
@@ -160,10 +173,7 @@ final class MachineAPIService: Sendable {
       throw APIFailure.badRequest("takeover and readOnly exclude each other", field: "takeover")
     }
     let machine = try await store.machine(key)
-    guard let hostName = machine.status?.host, !hostName.isEmpty, let uid = machine.metadata.uid else {
-      throw APIFailure.conflict(
-        key.name, "machine \(key) has no host yet (\(machine.status?.message ?? "pending")); wait until it starts")
-    }
+    let (hostName, uid) = try Self.place(of: machine)
     // Before, the line may still show what the host's last machine wrote.
     guard machine.status?.bootedAt != nil else {
       throw APIFailure.conflict(
@@ -194,14 +204,64 @@ final class MachineAPIService: Sendable {
     let spoken = try WebSocketHandshake.choose(WebSocketHandshake.offered(request), known: [ForwardTicket.spoken])
     let port = try ForwardTarget.port(try request.parameter("port"))
     let machine = try await store.machine(key)
-    guard let hostName = machine.status?.host, !hostName.isEmpty, let uid = machine.metadata.uid else {
-      throw APIFailure.conflict(
-        key.name, "machine \(key) has no host yet (\(machine.status?.message ?? "pending")); wait until it starts")
-    }
+    let (hostName, uid) = try Self.place(of: machine)
     let address = try ForwardTarget.decide(machine, on: try await host(hostName, of: key), rule: addresses)
     return ForwardTicket(
       holding: holding(.portforward, key, uid: uid, host: hostName, identity), address: address, port: port,
       subprotocol: spoken)
+  }
+
+  /// The host that a machine has, and the machine's UID.
+  private static func place(of machine: BareMetalMachine) throws(APIFailure) -> (host: String, uid: String) {
+    guard let host = machine.status?.host, !host.isEmpty, let uid = machine.metadata.uid else {
+      throw .conflict(
+        machine.key.name,
+        "machine \(machine.key) has no host yet (\(machine.status?.message ?? "pending")); wait until it starts")
+    }
+    return (host, uid)
+  }
+
+  // MARK: Screens
+
+  private func screenshot(_ key: ObjectKey, _ identity: Identity) async throws -> APIAnswer {
+    guard let screens else {
+      throw APIFailure(
+        501, "NotImplemented",
+        "this bm-api takes no pictures of screens; its operator starts it with --screenshots. The console of machine "
+          + "\(key): bmctl console \(key.name)", machine: key.name)
+    }
+    func look() async throws -> (ScreenshotVerb.Subject, BareMetalHost) {
+      let machine = try await store.machine(key)
+      let host = try await self.host(try Self.place(of: machine).host, of: key)
+      return (try ScreenshotVerb.subject(machine, on: host), host)
+    }
+    let (subject, host) = try await look()
+    let permit = try screens.enter(user: identity.user, host: subject.host, machine: key.description)
+    let picture = try await self.picture(of: host, key, screens)
+    guard try await look().0 == subject else {
+      throw APIFailure.conflict(
+        key.name, "machine \(key) was restarted or moved while the picture was taken; take another one")
+    }
+    logger.info("a screen was looked at", metadata: ["machine": "\(key)", "user": "\(identity.user)"])
+    return .picture(picture, permit)
+  }
+
+  private func picture(of host: BareMetalHost, _ key: ObjectKey, _ screens: ScreenshotDesk) async throws -> [UInt8] {
+    let start = ContinuousClock.now
+    do {
+      let picture = try await screens.picture(of: host)
+      screenSeconds.observe(start.duration(to: .now), "taken")
+      return picture.png
+    } catch {
+      let problem = error as? BMCError
+      screenSeconds.observe(start.duration(to: .now), problem?.code.rawValue ?? "failed")
+      // What nobody has to see to fills no log.
+      let isUsual = problem.map { $0.isStateRefusal || [.unsupported, .busy].contains($0.code) } ?? false
+      logger.log(
+        level: isUsual ? .debug : .warning, "no picture of a screen",
+        metadata: ["machine": "\(key)", "host": "\(host.key.name)", "reason": "\(error)"])
+      throw ScreenshotVerb.failure(error, machine: key, host: host.key.name)
+    }
   }
 
   private func host(_ name: String, of machine: ObjectKey) async throws -> BareMetalHost {

@@ -54,6 +54,8 @@ package actor Chassis {
   /// Functions that the guest was asked to let go of.
   var leaving: Set<String> = []
   var problems: Set<String> = []
+  /// A picture of the screen is being taken.
+  var isPhotographing = false
   private var lock: CInt = -1
 
   /// Wishes that may wait.
@@ -80,6 +82,8 @@ package actor Chassis {
         message: "another softhost uses \(configuration.stateDirectory)")
     }
     lock = descriptor
+    // A process that was killed while it took a picture has left it.
+    unlink(configuration.screenFile)
     record = try ChassisRecord.load(configuration.stateFile)
     try record.save(configuration.stateFile)
     // Here and not in `run`: nobody may read a server as off because it was not looked for yet.

@@ -40,6 +40,8 @@ public struct ChassisConfiguration: Sendable, Hashable {
   var serialSocket: String { stateDirectory + "/serial.sock" }
   var pidFile: String { stateDirectory + "/qemu.pid" }
   var stateFile: String { stateDirectory + "/chassis.json" }
+  /// Where QEMU writes a picture of the screen, for as long as it is being read.
+  var screenFile: String { stateDirectory + "/screen.png" }
   var firmwareVariables: String { stateDirectory + "/uefi-vars.fd" }
 
   /// Throws where QEMU or the kernel would fail later with a message that nobody understands.

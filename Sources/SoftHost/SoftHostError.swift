@@ -15,6 +15,8 @@ public struct SoftHostError: Error, Sendable, CustomStringConvertible {
     case closed
     /// The request does not fit the present state of the chassis.
     case conflict
+    /// The same is being done for somebody else; it may be asked for again in a moment.
+    case busy
     /// A file or directory could not be read or written.
     case file
   }

@@ -9,6 +9,7 @@ package struct SoftHostMetrics: Sendable {
   let powerOnSeconds: HistogramFamily
   let requests: CounterFamily
   let refusals: CounterFamily
+  let screenshots: CounterFamily
   let consoleBytes: CounterFamily
   let consoleSkipped: CounterFamily
   let consoleClients: GaugeFamily
@@ -24,6 +25,8 @@ package struct SoftHostMetrics: Sendable {
     requests = registry.counter(
       "softhost_bmc_requests_total", help: "Requests to the BMC.", labels: ["method", "status"])
     refusals = registry.counter("softhost_bmc_refused_total", help: "Wrong user names or passwords.")
+    screenshots = registry.counter(
+      "softhost_screenshots_total", help: "Pictures of the screen that were asked for.", labels: ["outcome"])
     consoleBytes = registry.counter("softhost_console_bytes_total", help: "Bytes the guest wrote to its console.")
     consoleSkipped = registry.counter(
       "softhost_console_skipped_bytes_total", help: "Console bytes that slow readers missed.")

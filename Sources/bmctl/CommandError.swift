@@ -79,6 +79,8 @@ package struct CommandError: Error, CustomStringConvertible {
     case .timeout: code = .timedOut
     case .unavailable:
       code = .unreachable
+      // What answers about an object is there.
+      guard error.status?.details?.name == nil else { break }
       remedy = "Is the cluster up? For a local cloud: `ycloud up`, and KUBECONFIG=<its folder>/kubeconfig."
     case .configuration:
       code = .unreachable

@@ -54,6 +54,11 @@ struct MachineSubresources: Sendable {
     try await connection.client.request(method: "GET", path: path(verb, name), query: query)
   }
 
+  /// What is not JSON.
+  func content(_ verb: String, _ name: String, limit: Int) async throws -> [UInt8] {
+    try await connection.client.content(path: path(verb, name), limit: limit)
+  }
+
   /// What to do where the group is not there.
   static func missing(_ operation: String) -> CommandError {
     CommandError(

@@ -31,7 +31,7 @@ struct Main: AsyncParsableCommand {
         subcommands: [
           StartCommand.self, StopCommand.self, RestartCommand.self, SoftRebootCommand.self, ResetCommand.self,
           MigrateCommand.self, DeleteCommand.self,
-          ConsoleCommand.self, SSHCommand.self, SCPCommand.self, PortForwardCommand.self,
+          ConsoleCommand.self, ScreenshotCommand.self, SSHCommand.self, SCPCommand.self, PortForwardCommand.self,
         ]),
       CommandGroup(
         name: "Change", subcommands: [DiskCommand.self, NICCommand.self]),

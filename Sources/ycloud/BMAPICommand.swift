@@ -1,4 +1,5 @@
 import ArgumentParser
+import BMC
 import Kubernetes
 import Logging
 import MachineAPI
@@ -32,6 +33,12 @@ struct BMAPICommand: AsyncParsableCommand {
       without it none are.
       """, valueName: "CIDR,..."))
   var machineNetworks = ""
+  @Flag(
+    help: """
+      Take pictures of machines' screens through the BMCs of their hosts, with the accounts that the hosts name. bm-api has \
+      to reach the BMCs.
+      """)
+  var screenshots = false
   @Option(help: "Serve /metrics, /healthz and /readyz here, HOST:PORT; empty for not.") var metricsAddress = ""
   @Option(help: "trace, debug, info, notice, warning, error or critical.") var logLevel = Logger.Level.info
 
@@ -68,6 +75,11 @@ struct BMAPICommand: AsyncParsableCommand {
     configuration.consoleFolder = consoleSockets
     configuration.addresses.networks = try networks()
     configuration.addresses.servers = AddressRule.addresses(inURL: access.server)
+    // A picture is waited for: what is slower than this is told as such, before the API server's own minute is over.
+    var limits = BMCLimits()
+    limits.request = .seconds(15)
+    let bmcs = screenshots ? BMCClientPool(limits: limits, logger: logger) : nil
+    configuration.camera = bmcs.map { ScreenCamera.bmcs(of: client, through: $0) }
     let server = MachineAPIServer(configuration: configuration, client: client, registry: registry, logger: logger)
     let operations = try metricsAddress.isEmpty ? nil : HostAndPort(metricsAddress, flag: "--metrics-address")
     defer { logger.info("ended") }
@@ -86,6 +98,7 @@ struct BMAPICommand: AsyncParsableCommand {
         try await group.next()
       }
     }
+    try? await bmcs?.shutdown()
     try? await client.shutdown()
   }
 }

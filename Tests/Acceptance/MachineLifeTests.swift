@@ -15,6 +15,12 @@ struct MachineLifeTests {
     let address = try #require(machine["status"]?["addresses"]?[0]?["address"]?.stringValue)
     try await command("ping", ["-c", "1", "-W", "2", address])
     #expect(try await cloud.bmctl("timeline", "first").contains("answers ping"))
+    // The server's screen, by bm-api and the BMC: a PNG, which is nobody else's.
+    let picture = "\(cloud.directory)/screen.png"
+    try await cloud.bmctl("screenshot", "first", "-o", picture)
+    #expect(try await command("stat", ["-c", "%a", picture]) == "600\n")
+    #expect(try await command("od", ["-An", "-tx1", "-N8", picture]) == " 89 50 4e 47 0d 0a 1a 0a\n")
+    await #expect(throws: CommandFailure.self) { try await cloud.bmctl("screenshot", "none", "-o", picture) }
 
     let attachments = try await cloud.objects("volumeattachment")
     #expect(attachments.count == 1)

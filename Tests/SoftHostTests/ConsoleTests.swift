@@ -54,6 +54,16 @@ import Testing
     #expect(text.contains("-nodefaults"))
   }
 
+  /// The screen takes a place on the bus that no port takes, however many there are.
+  @Test func theScreenIsBehindThePorts() {
+    for ports in [1, 24] {
+      let text = line { $0.ports = ports }
+      #expect(text.contains("-vga none") && text.contains("VGA,id=screen,bus=pcie.0,addr=0x1e"))
+      #expect(!text.contains("addr=0x1e,id=rp"))
+    }
+    #expect(line({ _ in }, .tcg, .aarch64).contains("-device ramfb,id=screen"))
+  }
+
   @Test func eachProcessorHasItsPath() {
     #expect(line { _ in }.hasPrefix("qemu-system-x86_64 "))
     #expect(line({ _ in }, .kvm).contains("-accel kvm -cpu host"))

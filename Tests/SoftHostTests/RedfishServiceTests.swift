@@ -17,6 +17,15 @@ private actor PaperChassis: ChassisControl {
     state.power = type == .on ? .on : .off
   }
   func setBoot(_ boot: BootSetting) { state.boot = boot }
+
+  private var pictures: [Result<[UInt8], SoftHostError>] = []
+
+  func give(_ pictures: [Result<[UInt8], SoftHostError>]) {
+    self.pictures = pictures
+    state.hasScreen = true
+  }
+
+  func screenshot() throws -> [UInt8] { try pictures.removeFirst().get() }
 }
 
 @Suite struct RedfishServiceTests {
@@ -24,14 +33,15 @@ private actor PaperChassis: ChassisControl {
   private let basic = "Basic YWRtaW46c2VjcmV0"  // admin:secret
 
   private func withService(
-    sessionTimeout: Duration = .seconds(60), _ body: (RedfishService, TemporaryDirectory) async throws -> Void
+    of chassis: PaperChassis = PaperChassis(), sessionTimeout: Duration = .seconds(60),
+    _ body: (RedfishService, TemporaryDirectory) async throws -> Void
   ) async throws {
     try await withTemporaryDirectory { directory in
       let file = try directory.write("accounts", "# accounts\nadmin:secret\nother:pa:ss\n", mode: 0o600)
       var logger = Logger(label: "test")
       logger.logLevel = .critical
       let service = RedfishService(
-        chassis: PaperChassis(), accounts: Accounts(path: file), sessionTimeout: sessionTimeout,
+        chassis: chassis, accounts: Accounts(path: file), sessionTimeout: sessionTimeout,
         metrics: SoftHostMetrics(MetricsRegistry()), logger: logger)
       try await body(service, directory)
     }
@@ -117,8 +127,10 @@ private actor PaperChassis: ChassisControl {
     }
   }
 
-  @Test func everyLinkLeadsSomewhere() async throws {
-    try await withService { service, _ in
+  @Test(arguments: [false, true]) func everyLinkLeadsSomewhere(hasScreen: Bool) async throws {
+    let chassis = PaperChassis()
+    if hasScreen { await chassis.give([]) }
+    try await withService(of: chassis) { service, _ in
       let metadata = await service.respond(to: request("GET", "/redfish/v1/$metadata")).xml ?? ""
       var todo = ["/redfish/v1"]
       var seen = Set<String>()
@@ -142,6 +154,7 @@ private actor PaperChassis: ChassisControl {
         collect(body)
       }
       #expect(seen.count >= 13)
+      #expect(seen.contains("/redfish/v1/Managers/1/Oem/Dell/DellLCService") == hasScreen)
     }
   }
 
@@ -276,6 +289,34 @@ private actor PaperChassis: ChassisControl {
       #expect(await service.respond(to: request("GET", target)).status == 405)
       #expect(await service.respond(to: request("DELETE", system)).status == 405)
       #expect(await service.respond(to: request("GET", system)).body?["PowerState"] == "On")
+    }
+  }
+
+  @Test func picturesOfTheScreen() async throws {
+    let chassis = PaperChassis()
+    let target = "/redfish/v1/Managers/1/Oem/Dell/DellLCService/Actions/DellLCService.ExportServerScreenShot"
+    let wanted: JSONValue = ["FileType": "ServerScreenShot"]
+    func problem(_ code: SoftHostError.Code) -> Result<[UInt8], SoftHostError> {
+      .failure(SoftHostError(code, operation: "look", message: "why"))
+    }
+    try await withService(of: chassis) { service, _ in
+      // A chassis without a screen has no such address.
+      #expect(await service.respond(to: request("POST", target, wanted)).status == 404)
+      #expect(await service.respond(to: request("GET", target)).status == 404)
+      await chassis.give(
+        [.success(Array("pixels".utf8))]
+          + [.conflict, .busy, .timeout, .closed, .refused, .file].map { problem($0) })
+      #expect(await service.respond(to: RedfishRequest(method: "POST", path: target)).status == 401)
+      for bad: JSONValue in [[:], [], ["FileType": "LastCrashScreenShot"], ["FileType": 2]] {
+        #expect(await service.respond(to: request("POST", target, bad)).status == 400, "\(bad)")
+      }
+      let taken = await service.respond(to: request("POST", target, wanted))
+      #expect(taken.status == 200 && taken.body?["ServerScreenShotFile"] == "cGl4ZWxz")
+      for status in [409, 503, 503, 503, 500, 500] {
+        let reply = await service.respond(to: request("POST", target, wanted))
+        #expect(reply.status == status && (reply.headers["Retry-After"] != nil) == (status == 503))
+        #expect(reply.body?["error"]?["message"]?.stringValue?.contains("why") == true)
+      }
     }
   }
 

@@ -12,8 +12,22 @@ package actor PaperChassis: ChassisControl {
   private var state = ChassisSnapshot(
     name: "paper-1", uuid: "4c4c4544-0000-4000-8000-000000000001", power: .off, memoryMiB: 2048, processors: 4,
     nics: [ChassisSnapshot.NIC(id: "nic-00-eth0", mac: "02:00:00:00:00:01")])
+  private var screen: [UInt8] = []
 
   package init() {}
+
+  /// From now on it has a screen, which shows this.
+  package func show(_ picture: [UInt8]) {
+    screen = picture
+    state.hasScreen = true
+  }
+
+  package func screenshot() throws -> [UInt8] {
+    guard state.power == .on else {
+      throw SoftHostError(.conflict, operation: "take a picture", message: "the server is off")
+    }
+    return screen
+  }
 
   package func snapshot() -> ChassisSnapshot { state }
 

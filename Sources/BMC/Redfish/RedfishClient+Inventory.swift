@@ -37,7 +37,7 @@ extension RedfishClient {
   }
 
   /// A part that a BMC may lack or fail on without making the rest worthless.
-  private func optional(_ path: String, operation: String) async throws -> JSONValue? {
+  func optional(_ path: String, operation: String) async throws -> JSONValue? {
     do {
       return try await get(path, operation: operation).document
     } catch let error as BMCError where [.rejected, .failed, .forbidden, .protocolError].contains(error.code) {

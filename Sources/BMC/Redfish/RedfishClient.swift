@@ -60,10 +60,12 @@ final class RedfishClient: BMC {
 
   /// Sends one request, signed in. Gives the answer whatever its status, except for those that mean the same everywhere.
   func send(
-    _ method: HTTPMethod, _ path: String, body: JSONValue? = nil, headers: HTTPHeaders = [:], operation: String
+    _ method: HTTPMethod, _ path: String, body: JSONValue? = nil, headers: HTTPHeaders = [:], answerBytes: Int? = nil,
+    operation: String
   ) async throws -> RedfishAnswer {
     try await inTurn(operation) {
-      try await self.sendInTurn(method, path, body: body, headers: headers, operation: operation)
+      try await self.sendInTurn(
+        method, path, body: body, headers: headers, answerBytes: answerBytes, operation: operation)
     }
   }
 
@@ -78,14 +80,15 @@ final class RedfishClient: BMC {
   }
 
   private func sendInTurn(
-    _ method: HTTPMethod, _ path: String, body: JSONValue?, headers: HTTPHeaders, operation: String
+    _ method: HTTPMethod, _ path: String, body: JSONValue?, headers: HTTPHeaders, answerBytes: Int?, operation: String
   ) async throws -> RedfishAnswer {
     try endpoint.check(credentials, operation: operation)
     var renewed = false
     while true {
       let (authorization, isFresh) = try await authorization(operation: operation)
       let answer = try await transport.send(
-        method, path, body: body, headers: headers, authorization: authorization, operation: operation)
+        method, path, body: body, headers: headers, authorization: authorization, answerBytes: answerBytes,
+        operation: operation)
       guard answer.status == 401 else { return try checked(answer, operation: operation) }
       switch authorization {
       case .token where !isFresh && !renewed:

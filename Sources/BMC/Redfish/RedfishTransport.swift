@@ -53,14 +53,16 @@ struct RedfishTransport: Sendable {
   }
 
   /// Sends one request; redirects of reads within the same host are followed.
+  /// - Parameter answerBytes: Bytes that are read of the answer; those of the limits where nil.
   func send(
     _ method: HTTPMethod, _ path: String, body: JSONValue? = nil, headers: HTTPHeaders = [:],
-    authorization: Authorization, operation: String
+    authorization: Authorization, answerBytes: Int? = nil, operation: String
   ) async throws -> RedfishAnswer {
     var path = path
     for _ in 0..<4 {
       let answer = try await exchange(
-        method, path, body: body, headers: headers, authorization: authorization, operation: operation)
+        method, path, body: body, headers: headers, authorization: authorization,
+        answerBytes: answerBytes ?? limits.answerBytes, operation: operation)
       guard method == .GET, [301, 302, 307, 308].contains(answer.status) else { return answer }
       guard var location = answer.headers.first(name: "Location") else { return answer }
       if location.hasPrefix(base + "/") { location = String(location.dropFirst(base.count)) }
@@ -75,7 +77,7 @@ struct RedfishTransport: Sendable {
 
   private func exchange(
     _ method: HTTPMethod, _ path: String, body: JSONValue?, headers: HTTPHeaders, authorization: Authorization,
-    operation: String
+    answerBytes: Int, operation: String
   ) async throws -> RedfishAnswer {
     var request = HTTPClientRequest(url: base + path)
     request.method = method
@@ -98,16 +100,16 @@ struct RedfishTransport: Sendable {
       // The client's own deadline ends with the head of the answer; a body that trickles must end as well.
       return try await withTimeLimit(limits.request) {
         let response = try await http.execute(prepared, timeout: .nanoseconds(.max / 4))
-        let buffer = try await response.body.collect(upTo: limits.answerBytes)
+        let buffer = try await response.body.collect(upTo: answerBytes)
         let value = try? JSONValue.parse(buffer.readableBytesView)
         return RedfishAnswer(status: Int(response.status.code), headers: response.headers, body: value)
       }
     } catch {
-      throw translate(error, operation: operation)
+      throw translate(error, answerBytes: answerBytes, operation: operation)
     }
   }
 
-  private func translate(_ error: any Error, operation: String) -> any Error {
+  private func translate(_ error: any Error, answerBytes: Int, operation: String) -> any Error {
     switch error {
     case is CancellationError, is BMCError:
       return error
@@ -126,7 +128,7 @@ struct RedfishTransport: Sendable {
       return BMCError(.local, operation: operation, message: "the BMC client is shut down", cause: error)
     case is NIOTooManyBytesError:
       return BMCError(
-        .protocolError, operation: operation, message: "the answer is larger than \(limits.answerBytes) bytes")
+        .protocolError, operation: operation, message: "the answer is larger than \(answerBytes) bytes")
     case is NIOSSLExtraError:
       return BMCError(
         .certificate, operation: operation,

@@ -5,12 +5,6 @@ package import Logging
 package import Reconciler
 import Synchronization
 
-#if canImport(FoundationEssentials)
-  import FoundationEssentials
-#else
-  import Foundation
-#endif
-
 /// Talks to the BMCs: gentle polling, wishes about power, inventory. Keys are names of hosts.
 ///
 /// One host at a time has at most one call under way, and no call holds up another host's: a dead BMC costs one worker
@@ -41,19 +35,12 @@ package final class PowerService: Reconcile {
   /// What is cancelled in the middle would start from the beginning for ever.
   package static let timeLimit: Duration = .seconds(240)
 
-  /// How a BMC is talked to.
-  private struct Contact: Hashable {
-    var address: BMCAddress
-    var credentials: BMCCredentials
-    var trust: BMCTrust
-  }
-
   private struct Entry {
     var tracker: PowerTracker
     /// As it was talked to last.
-    var contact: Contact?
+    var contact: BMCContact?
     /// The contact that the BMC last accepted. It is kept while a new account is not accepted.
-    var proven: Contact?
+    var proven: BMCContact?
     /// The account in the secret, where the BMC refused it and the one before is used; and what the BMC said.
     var refused: BMCCredentials?
     var refusal: String?
@@ -410,16 +397,10 @@ package final class PowerService: Reconcile {
 
   private func client(for host: BareMetalHost) async throws -> any BMC {
     let bmc = host.spec.bmc
-    let reference = bmc.credentialsSecretRef
-    let name = "\(reference.namespace)/\(reference.name)"
     let key = host.metadata.name ?? ""
-    let operation = "talk to the BMC of \(key)"
-    if let problem = credentialsProblem(host) {
-      throw BareMetalError(.invalid, operation: operation, message: problem)
-    }
     // A secret for each reading of each server's power would be most of what a large fleet asks of the API server.
     let now = now
-    let known = entries.withLock { entries -> Contact? in
+    let known = entries.withLock { entries -> BMCContact? in
       // Where an account is refused, its correction is waited for.
       guard let entry = entries[key], entry.problem == nil, entry.refusal == nil, entry.contactSpec == bmc,
         let at = entry.contactAt, now - at < limits.accountEvery
@@ -427,31 +408,7 @@ package final class PowerService: Reconcile {
       return entry.contact
     }
     if let known { return try makeBMC(known.address, known.credentials, known.trust) }
-    let secret: Secret
-    do {
-      secret = try await readSecret(reference.name, reference.namespace)
-    } catch let error as KubernetesError where error.code == .notFound {
-      throw BareMetalError(
-        .missing, operation: operation,
-        message: "there is no secret \(name); make it with the keys username and password")
-    }
-    guard let username = secret.string("username"), let password = secret.string("password") else {
-      throw BareMetalError(
-        .invalid, operation: operation, message: "the secret \(name) lacks the key username or password")
-    }
-    var trust = BMCTrust.systemRoots
-    if bmc.insecureSkipVerify {
-      trust = .insecureSkipVerify
-    } else if let bundle = bmc.caBundle {
-      guard let data = Data(base64Encoded: bundle), let pem = String(validating: data, as: UTF8.self) else {
-        throw BareMetalError(.invalid, operation: operation, message: "spec.bmc.caBundle is not PEM in Base64")
-      }
-      trust = .authorities(pem: pem)
-    }
-    let wanted = Contact(
-      address: try BMCAddress(bmc.address),
-      credentials: BMCCredentials(username: username.trimmingLineEnd(), password: password.trimmingLineEnd()),
-      trust: trust)
+    let wanted = try await BMCContact(of: host, readSecret: readSecret)
     let (before, contact) = update(key) { entry, now in
       entry.contactSpec = bmc
       // Spread, so that a fleet that was enrolled in a minute is not read again in a minute.
@@ -476,15 +433,6 @@ package final class PowerService: Reconcile {
   private func swap<T>(_ place: inout T?, _ new: T) -> T? {
     defer { place = new }
     return place
-  }
-}
-
-extension String {
-  /// Secrets made from files often end in a line break that belongs to the file.
-  fileprivate func trimmingLineEnd() -> String {
-    var text = self
-    while let last = text.last, last == "\n" || last == "\r\n" { text.removeLast() }
-    return text
   }
 }
 

@@ -62,6 +62,17 @@ public final class KubernetesClient: Sendable {
     }
   }
 
+  /// Reads what is not JSON, such as a picture.
+  /// - Parameters:
+  ///   - path: Starts with `/`; already percent-encoded.
+  ///   - limit: Of the answer, in bytes; a longer one is an error.
+  public func content(path: String, query: [(String, String)] = [], limit: Int) async throws -> [UInt8] {
+    try await send(
+      Call(
+        operation: "GET \(path)", verb: "GET", resource: "raw", method: .GET, path: path, query: query,
+        answerMax: limit))
+  }
+
   /// One request to the API server.
   struct Call: Sendable {
     var operation: String
@@ -75,6 +86,8 @@ public final class KubernetesClient: Sendable {
     var contentType = "application/json"
     /// Not held to the request rate.
     var isUrgent = false
+    /// Bytes of the answer; as many as the configuration allows where nil.
+    var answerMax: Int?
     /// Why it must not be sent.
     var problem: String?
 
@@ -94,7 +107,7 @@ public final class KubernetesClient: Sendable {
         let bytes = try await withTimeLimit(configuration.requestTimeout) { [self] in
           let response = try await open(
             call, as: credential, deadline: .now() + .nanoseconds(configuration.requestTimeout.inNanoseconds))
-          var body = try await response.body.collect(upTo: configuration.maximumResponseBytes)
+          var body = try await response.body.collect(upTo: call.answerMax ?? configuration.maximumResponseBytes)
           return body.readBytes(length: body.readableBytes) ?? []
         }
         metrics?.record(call, code: "200", since: start)

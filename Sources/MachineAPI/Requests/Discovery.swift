@@ -117,13 +117,13 @@ package enum Discovery {
           "name": "body", "in": "body", "schema": ["$ref": .string("#/definitions/\(definition(verb.kind))")],
         ])
       }
-      let answer: JSONValue =
-        verb.method == "PUT"
-        ? ["description": "OK", "schema": ["$ref": .string("#/definitions/\(status)")]] : ["description": "OK"]
+      var answer: JSONValue = ["description": "OK"]
+      if verb.method == "PUT" { answer["schema"] = ["$ref": .string("#/definitions/\(status)")] }
+      if verb == .screenshot { answer["schema"] = ["type": "file"] }
       let operation: JSONValue = [
         "description": .string(verb.summary), "operationId": .string(identifier(verb)),
         "consumes": ["application/json"],
-        "produces": ["application/json"], "schemes": ["https"], "tags": ["subresources_v1"],
+        "produces": [.string(verb.produces)], "schemes": ["https"], "tags": ["subresources_v1"],
         "parameters": .array(parameters), "responses": ["200": answer, "401": ["description": "Unauthorized"]],
       ]
       paths[path(verb)] = [verb.method.lowercased(): operation]
@@ -149,9 +149,13 @@ package enum Discovery {
       for name in verb.parameters {
         parameters.append(["name": .string(name), "in": "query", "schema": ["type": "string"]])
       }
+      var answer: JSONValue = ["description": "OK"]
+      if verb == .screenshot {
+        answer["content"] = .object([verb.produces: ["schema": ["type": "string", "format": "binary"]]])
+      }
       var operation: JSONValue = [
         "description": .string(verb.summary), "operationId": .string(identifier(verb)), "tags": ["subresources_v1"],
-        "parameters": .array(parameters), "responses": ["200": ["description": "OK"]],
+        "parameters": .array(parameters), "responses": ["200": answer],
       ]
       if verb.method == "PUT" {
         operation["requestBody"] = [

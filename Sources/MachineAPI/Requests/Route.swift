@@ -1,12 +1,12 @@
 /// What a machine's path ends with.
 package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
   case start, stop, restart, reset, softreboot, adddisk, removedisk, migrate
-  case console, portforward, timeline, plan
+  case console, portforward, screenshot, timeline, plan
 
   /// PUT changes something, GET looks.
   package var method: String {
     switch self {
-    case .console, .portforward, .timeline, .plan: "GET"
+    case .console, .portforward, .screenshot, .timeline, .plan: "GET"
     default: "PUT"
     }
   }
@@ -25,10 +25,14 @@ package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
     case .migrate: "MigrateOptions"
     case .console: "Console"
     case .portforward: "PortForward"
+    case .screenshot: "MachineScreenshot"
     case .timeline: "MachineTimeline"
     case .plan: "MachinePlan"
     }
   }
+
+  /// The media type of the answer.
+  package var produces: String { self == .screenshot ? "image/png" : "application/json" }
 
   package var summary: String {
     switch self {
@@ -42,6 +46,7 @@ package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
     case .migrate: "Moves the machine to another host; it is stopped and booted there (BareMetalMachineMigration)."
     case .console: "The serial console, over WebSocket."
     case .portforward: "A TCP connection to a port of the machine, over WebSocket."
+    case .screenshot: "What the machine's screen shows now, as a PNG; where its host's BMC can take a picture of it."
     case .timeline: "When the machine's first start passed which point."
     case .plan: "The steps that bm-controller would take now."
     }
@@ -53,7 +58,7 @@ package enum MachineVerb: String, Sendable, Hashable, CaseIterable {
     case .console: ["since", "takeover", "readOnly"]
     case .portforward: ["port"]
     case .plan: ["running"]
-    case .timeline: []
+    case .screenshot, .timeline: []
     default: ["dryRun"]
     }
   }

@@ -165,7 +165,7 @@ final class HTTPConnection: ChannelInboundHandler {
     case .forward(let ticket):
       forward(ticket, head, context)
       return
-    case .document, .text: break
+    case .document, .text, .picture: break
     }
     // Behind a refused upgrade the parser takes nothing for HTTP any more.
     let isUpgrade = head.headers.contains(name: "upgrade")
@@ -179,6 +179,7 @@ final class HTTPConnection: ChannelInboundHandler {
     var headers = HTTPHeaders()
     let bytes: [UInt8]
     let status: Int
+    var permit: ScreenshotPermit?
     switch answer {
     case .document(let code, let body, let retryAfter):
       status = code
@@ -189,6 +190,12 @@ final class HTTPConnection: ChannelInboundHandler {
       status = code
       bytes = Array(text.utf8)
       headers.add(name: "content-type", value: "text/plain; charset=utf-8")
+    case .picture(let png, let place):
+      status = 200
+      bytes = png
+      permit = place
+      headers.add(name: "content-type", value: "image/png")
+      headers.add(name: "x-content-type-options", value: "nosniff")
     case .console, .forward: return
     }
     headers.add(name: "content-length", value: "\(bytes.count)")
@@ -201,6 +208,7 @@ final class HTTPConnection: ChannelInboundHandler {
     context.write(wrapOutboundOut(.body(.byteBuffer(context.channel.allocator.buffer(bytes: bytes)))), promise: nil)
     let channel = context.channel
     let done = context.writeAndFlush(wrapOutboundOut(.end(nil)))
+    if let permit { done.whenComplete { _ in withExtendedLifetime(permit) {} } }
     if closing {
       reads(true, context)
       // While the client still sends, an end would cost it the answer: it gets a moment to read and to leave by itself.

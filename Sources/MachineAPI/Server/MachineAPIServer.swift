@@ -22,6 +22,9 @@ package struct MachineAPIServer: Sendable {
     /// Which addresses of machines are connected to.
     package var addresses = AddressRule()
     package var forwards = ForwardLimits()
+    /// Nil where this process takes no pictures of machines' screens.
+    package var camera: ScreenCamera?
+    package var screenshots = ScreenshotLimits()
     /// Connections that have not shown who they are, and all of them.
     package var strangersMax = 256
     package var connectionsMax = 2048
@@ -38,6 +41,7 @@ package struct MachineAPIServer: Sendable {
   private let registry: MetricsRegistry
   private let logger: Logger
   private let service: MachineAPIService
+  private let screens: ScreenshotDesk?
   private let onRunning: (@Sendable (Int) -> Void)?
 
   /// - Parameter onRunning: called with the port once it serves.
@@ -50,8 +54,9 @@ package struct MachineAPIServer: Sendable {
     self.registry = registry
     self.logger = logger
     self.onRunning = onRunning
+    screens = configuration.camera.map { ScreenshotDesk(camera: $0, limits: configuration.screenshots) }
     service = MachineAPIService(
-      client: client, consoleFolder: configuration.consoleFolder, addresses: configuration.addresses,
+      client: client, consoleFolder: configuration.consoleFolder, addresses: configuration.addresses, screens: screens,
       registry: registry, logger: logger)
   }
 
@@ -132,6 +137,7 @@ package struct MachineAPIServer: Sendable {
         group.addTask { try await trust.run() }
         group.addTask { try await switchboard.run { await service.objections($0, "console") } }
         group.addTask { try await forwards.run { await service.objections($0, "connection") } }
+        if let screens { group.addTask { await screens.run() } }
         try await group.next()
         group.cancelAll()
       }

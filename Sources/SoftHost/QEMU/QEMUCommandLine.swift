@@ -45,7 +45,8 @@ package struct QEMUCommandLine: Sendable, Hashable {
     arguments += ["-chardev", serial, "-serial", "chardev:serial0"]
     arguments += ["-chardev", "socket,id=monitor0,path=\(configuration.monitorSocket),server=on,wait=off"]
     arguments += ["-mon", "chardev=monitor0,mode=control"]
-    arguments += ["-display", "none", "-vga", "none", "-rtc", "base=utc"]
+    arguments += ["-display", "none", "-vga", "none"] + QEMUCommandLine.screen(architecture)
+    arguments += ["-rtc", "base=utc"]
     // A server that finds nothing to boot from looks again, because its disk may be plugged later.
     arguments += ["-boot", "strict=on,reboot-timeout=5000"]
     // A guest that powers off stops; the chassis then ends the process, which is what cutting the power means here.
@@ -59,6 +60,18 @@ package struct QEMUCommandLine: Sendable, Hashable {
     case .kvm: ["-accel", "kvm", "-cpu", "host"]
     // The cache of translated code may be larger than a small guest itself.
     case .tcg: ["-accel", "tcg,thread=multi,tb-size=\(memoryMiB <= 128 ? 16 : 256)", "-cpu", "max"]
+    }
+  }
+
+  /// A screen that nobody looks at but who takes a picture of it.
+  ///
+  /// It has a place of its own on the bus, behind all that ports can take, so that they are where they are without it.
+  /// Its memory bounds what a guest can show: 1920 by 1080 points in full colour.
+  private static func screen(_ architecture: Architecture) -> [String] {
+    switch architecture {
+    case .x86_64: ["-device", "VGA,id=screen,bus=pcie.0,addr=0x1e,vgamem_mb=8"]
+    // There is no text mode, and the firmware draws into memory; it takes no place on the bus.
+    case .aarch64: ["-device", "ramfb,id=screen"]
     }
   }
 

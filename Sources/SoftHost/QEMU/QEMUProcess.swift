@@ -22,7 +22,9 @@ package final class QEMUProcess: Sendable {
     let operation = "start \(commandLine.program)"
     // A chassis process that died while starting QEMU may have left one that had not written its pid yet.
     try await endAll(configuration)
-    for path in [configuration.pidFile, configuration.monitorSocket, configuration.serialSocket] { unlink(path) }
+    for path in [
+      configuration.pidFile, configuration.monitorSocket, configuration.serialSocket, configuration.screenFile,
+    ] { unlink(path) }
     // Where this cannot be written, nobody could tell this tenant's output from the last one's.
     try ConsoleLog.notePowerOn(path: configuration.consoleLog)
     var options = PlatformOptions()

@@ -3,6 +3,14 @@ package protocol ChassisControl: Sendable {
   func snapshot() async -> ChassisSnapshot
   func reset(_ type: Chassis.ResetType) async throws
   func setBoot(_ boot: BootSetting) async throws
+  /// What the screen shows now, as a PNG. Asked of a chassis with `ChassisSnapshot.hasScreen` only.
+  func screenshot() async throws -> [UInt8]
+}
+
+extension ChassisControl {
+  package func screenshot() async throws -> [UInt8] {
+    throw SoftHostError(.conflict, operation: "take a picture of the screen", message: "the server has no screen")
+  }
 }
 
 /// What the chassis is now.
@@ -27,10 +35,13 @@ package struct ChassisSnapshot: Sendable, Hashable {
   package var processors: Int
   package var architecture: String
   package var nics: [NIC]
+  /// Whether pictures of a screen can be taken.
+  package var hasScreen: Bool
 
   package init(
     name: String, uuid: String, power: Chassis.Power, hasPanicked: Bool = false, boot: BootSetting = BootSetting(),
-    isUEFI: Bool = false, memoryMiB: Int = 512, processors: Int = 1, architecture: String = "x86_64", nics: [NIC] = []
+    isUEFI: Bool = false, memoryMiB: Int = 512, processors: Int = 1, architecture: String = "x86_64", nics: [NIC] = [],
+    hasScreen: Bool = false
   ) {
     self.name = name
     self.uuid = uuid
@@ -42,6 +53,7 @@ package struct ChassisSnapshot: Sendable, Hashable {
     self.processors = processors
     self.architecture = architecture
     self.nics = nics
+    self.hasScreen = hasScreen
   }
 }
 
@@ -55,6 +67,7 @@ extension Chassis: ChassisControl {
     return ChassisSnapshot(
       name: configuration.name, uuid: record.uuid, power: power, hasPanicked: machine?.signals.hasPanicked ?? false,
       boot: record.boot, isUEFI: QEMUCommandLine.usesUEFI(configuration), memoryMiB: configuration.memoryMiB,
-      processors: configuration.processors, architecture: QEMUCommandLine.Architecture.native.rawValue, nics: nics)
+      processors: configuration.processors, architecture: QEMUCommandLine.Architecture.native.rawValue, nics: nics,
+      hasScreen: true)
   }
 }

@@ -135,13 +135,15 @@ enum RedfishDocuments {
   }
 
   static func managerDocument(_ snapshot: ChassisSnapshot) -> JSONValue {
-    resource(
+    var links: JSONValue = ["ManagerForServers": [link(system)], "ManagerForChassis": [link(chassis)]]
+    if snapshot.hasScreen { links["Oem"] = ScreenshotDocuments.managerLinks }
+    return resource(
       manager, "Manager.v1_18_0.Manager", id: "1", name: "BMC of \(snapshot.name)",
       [
         "ManagerType": "BMC", "FirmwareVersion": .string(firmwareVersion), "Model": "SoftHost BMC",
         "UUID": .string(snapshot.uuid), "PowerState": "On", "Status": ["State": "Enabled", "Health": "OK"],
         "ServiceEntryPointUUID": .string(snapshot.uuid),
-        "Links": ["ManagerForServers": [link(system)], "ManagerForChassis": [link(chassis)]],
+        "Links": links,
       ])
   }
 

@@ -32,7 +32,17 @@ enum RedfishMetadata {
       "  <edmx:DataServices>",
       #"    <Schema xmlns="http://docs.oasis-open.org/odata/ns/edm" Namespace="Service">"#,
       #"      <EntityContainer Name="Service" Extends="ServiceRoot.v1_0_0.ServiceContainer"/>"#,
-      "    </Schema>", "  </edmx:DataServices>", "</edmx:Edmx>", "",
+      "    </Schema>",
+    ]
+    // A vendor's types are in no schema of the DMTF's.
+    for (namespace, type) in ScreenshotDocuments.types {
+      lines += [
+        #"    <Schema xmlns="http://docs.oasis-open.org/odata/ns/edm" Namespace="\#(namespace)">"#,
+        "      \(type)", "    </Schema>",
+      ]
+    }
+    lines += [
+      "  </edmx:DataServices>", "</edmx:Edmx>", "",
     ]
     return lines.joined(separator: "\n")
   }()

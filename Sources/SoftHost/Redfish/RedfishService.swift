@@ -163,6 +163,8 @@ package actor RedfishService {
       if let document = await document(path) { return RedfishReply(status: 200, body: document) }
     case "POST" where path == RedfishDocuments.resetTarget:
       return await reset(request)
+    case "POST" where path == ScreenshotDocuments.target:
+      return await screenshot(request)
     case "PATCH" where path == RedfishDocuments.system:
       return await patchSystem(request)
     case "DELETE" where path.hasPrefix(RedfishDocuments.sessions + "/"):
@@ -181,6 +183,7 @@ package actor RedfishService {
   private func methods(_ path: String) async -> [String] {
     switch path {
     case RedfishDocuments.resetTarget: return ["POST"]
+    case ScreenshotDocuments.target: return await chassis.snapshot().hasScreen ? ["POST"] : []
     case RedfishDocuments.system: return ["GET", "HEAD", "PATCH"]
     case RedfishDocuments.sessions: return ["GET", "HEAD", "POST"]
     case "/redfish", RedfishDocuments.root + "/odata", RedfishMetadata.path: return ["GET", "HEAD"]
@@ -209,6 +212,7 @@ package actor RedfishService {
     case Documents.root + "/Managers":
       return Documents.collection(path, "ManagerCollection", name: "Managers", members: [Documents.manager])
     case Documents.manager: return Documents.managerDocument(snapshot)
+    case ScreenshotDocuments.service: return snapshot.hasScreen ? ScreenshotDocuments.document : nil
     case Documents.root + "/Chassis":
       return Documents.collection(path, "ChassisCollection", name: "Chassis", members: [Documents.chassis])
     case Documents.chassis: return Documents.chassisDocument(snapshot)
@@ -245,6 +249,35 @@ package actor RedfishService {
       return .failure(409, "OperationFailed", "\(type.rawValue) is not possible: \(error.message).")
     } catch {
       logger.error("reset failed", metadata: ["error": "\(error)"])
+      return .failure(500, "InternalError", "The chassis failed.")
+    }
+  }
+
+  private func screenshot(_ request: RedfishRequest) async -> RedfishReply {
+    let snapshot = await chassis.snapshot()
+    guard snapshot.hasScreen else { return .notFound }
+    guard let body = try? JSONValue.parse(request.body), body.objectValue != nil else {
+      return .failure(400, "MalformedJSON", "The body is not a JSON object.")
+    }
+    guard let value = body["FileType"] else {
+      return .failure(400, "ActionParameterMissing", "FileType is needed.")
+    }
+    guard value.stringValue == ScreenshotDocuments.fileType else {
+      return .failure(
+        400, "ActionParameterValueNotInList", "FileType must be \(ScreenshotDocuments.fileType).")
+    }
+    do {
+      let picture = try await chassis.screenshot()
+      metrics.screenshots.increment("taken")
+      return RedfishReply(status: 200, body: ScreenshotDocuments.answer(picture))
+    } catch let error as SoftHostError {
+      metrics.screenshots.increment(error.code.rawValue)
+      if error.code != .conflict, error.code != .busy {
+        logger.warning("no picture of the screen", metadata: ["error": "\(error)"])
+      }
+      return ScreenshotDocuments.failure(error)
+    } catch {
+      metrics.screenshots.increment("failed")
       return .failure(500, "InternalError", "The chassis failed.")
     }
   }
